@@ -1,0 +1,201 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/weftnet/weft/internal/lease"
+	"github.com/weftnet/weft/internal/lease/leasetest"
+)
+
+const directConfig = `{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan","DirectRouting":true}}`
+
+// passesIn counts passes in a quarter of an hour at rest.
+func passesIn(t *testing.T, config string) (passes int) {
+	synctest.Test(t, func(t *testing.T) {
+		mem := leasetest.NewMemory()
+		mem.SetConfig([]byte(config))
+		mem.Put(peer(200))
+		r := newRig(t, t.TempDir(), mem)
+		defer r.start(t)()
+		settle(time.Minute)
+		r.kernel.mu.Lock()
+		before := r.kernel.passes
+		r.kernel.mu.Unlock()
+		settle(15 * time.Minute)
+		r.kernel.mu.Lock()
+		passes = r.kernel.passes - before
+		r.kernel.mu.Unlock()
+	})
+	return passes
+}
+
+// A node at rest makes a pass per Resync, whatever it may send on.
+func TestTwoWaysAtRestCostNoMorePassesThanOne(t *testing.T) {
+	if one, two := passesIn(t, vxlanConfig), passesIn(t, directConfig); two > one+1 {
+		t.Errorf("passes in 15 minutes: %d with one way, %d with two", one, two)
+	}
+}
+
+// rangeConfig has room for one node in Network.
+func rangeConfig(network, options string) []byte {
+	return fmt.Appendf(nil, `{"Network":%q,%s"Backend":{"Type":"vxlan"}}`, network, options)
+}
+
+// Two networks and back: the subnets that nodes have stay theirs, whichever of the ranges they lie in.
+func TestAnAdditionalNetworkIsFollowed(t *testing.T) {
+	const bounds = `"SubnetMin":"10.244.1.0","SubnetMax":"10.244.1.0",`
+	synctest.Test(t, func(t *testing.T) {
+		mem := leasetest.NewMemory()
+		mem.SetConfig(rangeConfig("10.244.0.0/16", bounds))
+		first := newRig(t, t.TempDir(), mem)
+		defer first.start(t)()
+		settle(time.Second)
+		dir := t.TempDir()
+		second := newRig(t, dir, mem)
+		second.opts.Identity, second.opts.Node = "fedcba9876543210", "n2"
+		second.host.Links[0].Addrs[0].Prefix = netip.MustParsePrefix("10.77.0.2/24")
+		stop := second.start(t)
+		settle(time.Second)
+		if st := second.Status(); st.Ready || !strings.Contains(strings.Join(st.Reasons, " "), "network is full") {
+			t.Fatalf("ready %v, %v", st.Ready, st.Reasons)
+		}
+
+		mem.SetConfig(rangeConfig("10.244.0.0/16", bounds+`"AdditionalNetworks":["10.248.0.0/16"],`))
+		settle(30 * time.Second)
+		held := second.Status().Lease.Subnet
+		if r := netip.MustParsePrefix("10.248.0.0/16"); !second.Status().Ready || !r.Contains(held.V4.Addr()) {
+			t.Fatalf("the second node is not in %s: %+v", r, second.Status())
+		}
+		if got := first.Status().Lease.Subnet.V4.String(); got != "10.244.1.0/24" {
+			t.Errorf("the first node has moved to %s", got)
+		}
+		for _, r := range []*rig{first, second} {
+			env, err := os.ReadFile(r.opts.SubnetFile)
+			if err != nil || !strings.HasPrefix(string(env), "FLANNEL_NETWORK=10.244.0.0/16,10.248.0.0/16\n") {
+				t.Errorf("%s: subnet.env %s, %v", r.opts.Node, env, err)
+			}
+			if n := strings.Join(r.Status().Networks, " "); n != "10.244.0.0/16 10.248.0.0/16" || len(r.kernel.routes()) != 1 {
+				t.Errorf("%s: networks %s, routes %v", r.opts.Node, n, r.kernel.routes())
+			}
+		}
+
+		// Gone for a day, with subnet.env as all that is left, and the additional network is Network meanwhile.
+		stop()
+		mem.Expire(held)
+		mem.SetConfig(rangeConfig("10.248.0.0/16", `"AdditionalNetworks":["10.244.0.0/16"],`))
+		if err := os.Remove(second.opts.SnapshotFile); err != nil {
+			t.Fatal(err)
+		}
+		second = newRig(t, dir, mem)
+		second.opts.Identity, second.opts.Node = "fedcba9876543210", "n2"
+		second.host.Links[0].Addrs[0].Prefix = netip.MustParsePrefix("10.77.0.2/24")
+		defer second.start(t)()
+		settle(10 * time.Second)
+		if got := second.Status().Lease.Subnet; got != held {
+			t.Errorf("the second node had %v, and has %v", held, got)
+		}
+		want := []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16"), netip.MustParsePrefix("10.248.0.0/16")}
+		if got := second.inputs().former; !slices.Equal(got, want) {
+			t.Errorf("former networks %v, want %v", got, want)
+		}
+		for _, r := range []*rig{first, second} {
+			if st := r.Status(); !st.Ready || len(st.Notes) != 0 || strings.Join(st.Networks, " ") != "10.248.0.0/16 10.244.0.0/16" {
+				t.Errorf("%s: %+v", r.opts.Node, st)
+			}
+		}
+
+		mem.SetConfig(rangeConfig("10.248.0.0/16", ""))
+		settle(10 * time.Second)
+		const reason = "Network: 10.248.0.0/16 does not hold all of 10.244.0.0/16"
+		for _, r := range []*rig{first, second} {
+			if st := r.Status(); !st.Ready || !strings.Contains(strings.Join(st.Notes, " "), reason) || len(st.Networks) != 2 {
+				t.Errorf("%s: %+v", r.opts.Node, st)
+			}
+		}
+	})
+}
+
+// What the store says that this node published comes before an older snapshot, or the original's peers, who rely on
+// it, are told what was true long ago.
+func TestAnOldSnapshotDoesNotGetPublished(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir, mem := t.TempDir(), leasetest.NewMemory()
+		mem.SetConfig([]byte(`{"Network":"10.244.0.0/16","Backend":{"Type":"udp"}}`))
+		first := newRig(t, dir, mem)
+		stop := first.start(t)
+		settle(10 * time.Second)
+		stop()
+		l := mem.Leases()[0]
+
+		// Since then this node has changed over to vxlan, with a disk that took no snapshot or under the original,
+		// and so have its peers, which run the original.
+		mem.SetConfig([]byte(vxlanConfig))
+		now := peer(1)
+		now.Subnet, now.Public = l.Subnet, l.Public
+		mem.Put(now)
+		mem.Put(peer(200))
+
+		mem.SetDown(true)
+		second := newRig(t, dir, mem)
+		second.parts.Store = fileConfig{second.parts.Store}
+		defer second.start(t)()
+		settle(5 * time.Second)
+		mem.SetDown(false)
+		var wrong []string
+		for range 300 {
+			settle(100 * time.Millisecond)
+			for _, l := range mem.Leases() {
+				if r := l.Receive[0]; l.Subnet == now.Subnet && (r.Type != "vxlan" || r.Data != now.Receive[0].Data) {
+					wrong = append(wrong, string(r.Key)+" "+r.Data.V4)
+				}
+			}
+		}
+		if len(wrong) > 0 {
+			t.Errorf("the original's peers read %q for %d ms", slices.Compact(wrong), 100*len(wrong))
+		}
+	})
+}
+
+// A lease that the store refuses gets no packets (lease.Lease, Refused).
+func TestARefusedLeaseGetsNoPackets(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		mem := leasetest.NewMemory()
+		mem.SetConfig([]byte(vxlanConfig))
+		thief := peer(200)
+		thief.Refused = "public address is another node's"
+		mem.Put(thief)
+		r := newRig(t, t.TempDir(), mem)
+		defer r.start(t)()
+		settle(time.Second)
+		if got := r.kernel.routes(); len(got) != 0 {
+			t.Errorf("routes %v", got)
+		}
+		if p := r.Status().Paths; len(p) != 1 || !strings.Contains(p[0].Reason, thief.Refused) {
+			t.Errorf("paths %+v", p)
+		}
+	})
+}
+
+// fileConfig is a store whose configuration is a file, and whose list of leases takes a second, as in Kubernetes.
+type fileConfig struct{ lease.Store }
+
+func (fileConfig) WatchConfig(ctx context.Context, f func([]byte)) error {
+	f([]byte(vxlanConfig))
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+func (s fileConfig) Watch(ctx context.Context, f func([]lease.Lease)) error {
+	return s.Store.Watch(ctx, func(ls []lease.Lease) {
+		time.Sleep(time.Second)
+		f(ls)
+	})
+}

@@ -1,0 +1,219 @@
+package cni
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/containernetworking/cni/pkg/skel"
+	"github.com/containernetworking/cni/pkg/types"
+
+	"github.com/weftnet/weft/internal/cni/conf"
+	"github.com/weftnet/weft/internal/cni/statefile"
+	"github.com/weftnet/weft/internal/subnetfile"
+)
+
+// How long an ADD waits for the agent, and how often it looks.
+const (
+	patience = 10 * time.Second
+	interval = 50 * time.Millisecond
+)
+
+// flannel is the plugin that the conflist names.
+type flannel struct{}
+
+func (p flannel) funcs() skel.CNIFuncs {
+	return skel.CNIFuncs{Add: p.add, Del: p.del, Check: p.check, Status: p.status, GC: p.gc}
+}
+
+func (flannel) add(args *skel.CmdArgs) error {
+	c, err := conf.ParseFlannel(args.StdinData)
+	if err != nil {
+		return err
+	}
+	kind, err := c.DelegateType()
+	if err != nil {
+		return err
+	}
+	env, err := waitForEnv(c.SubnetFile, patience)
+	if err != nil {
+		return err
+	}
+	delegate, err := c.DelegateConfig(env)
+	if err != nil {
+		return err
+	}
+	var b conf.Bridge
+	if kind == "bridge" {
+		if b, err = conf.ParseBridge(delegate, args.Args); err != nil {
+			return err
+		}
+	}
+	state, key := statefile.Dir(c.DataDir), keyOf(args)
+	onDisk, err := state.Save(key, delegate)
+	if err != nil {
+		return err
+	}
+	if kind != "bridge" {
+		if err := onDisk(); err != nil {
+			return err
+		}
+		return passThrough(kind, "ADD", args, delegate)
+	}
+	r, err := attach(b, args, reclaimer(b, state))
+	if err == nil {
+		if err = onDisk(); err != nil {
+			err = errors.Join(err, detach(b, args))
+		}
+	}
+	if err != nil {
+		return errors.Join(err, state.Remove(key))
+	}
+	return printResult(r, c.CNIVersion)
+}
+
+// passThrough calls the plugin that delegate.type names and prints its answer as it is.
+func passThrough(kind, verb string, args *skel.CmdArgs, delegate []byte) error {
+	out, err := run(kind, verb, args.Path, delegate)
+	if err != nil {
+		return err
+	}
+	_, err = os.Stdout.Write(out)
+	return err
+}
+
+func (flannel) del(args *skel.CmdArgs) error {
+	c, err := conf.ParseFlannel(args.StdinData)
+	if err != nil {
+		return err
+	}
+	state, key := statefile.Dir(c.DataDir), keyOf(args)
+	stored, err := state.Load(key)
+	if err != nil {
+		return fmt.Errorf("state file: %w", err)
+	}
+	if err := delStored(c, stored, args); err != nil {
+		return err
+	}
+	return state.Remove(key)
+}
+
+// delStored deletes with the configuration that ADD stored. Without one, or with one that is torn, what
+// can be named without it goes: an ADD of this plugin left nothing else.
+func delStored(c conf.Flannel, stored []byte, args *skel.CmdArgs) error {
+	var d struct {
+		Type string `json:"type"`
+	}
+	if json.Unmarshal(stored, &d) != nil || d.Type == "" {
+		stored = nil
+		d.Type, _ = c.DelegateType()
+	}
+	if d.Type != "bridge" {
+		if stored == nil {
+			return nil
+		}
+		_, err := run(d.Type, "DEL", args.Path, stored)
+		return err
+	}
+	b, err := bare(c)
+	if stored != nil {
+		b, err = conf.ReadBridge(stored)
+	} else if err != nil {
+		return nil // with such a configuration nothing was ever added
+	}
+	if err != nil {
+		return err
+	}
+	if err := detach(b, args); err != nil {
+		return err
+	}
+	return drainOwn(c, b)
+}
+
+// bare returns what is known of the work without subnet.env and without a state file.
+func bare(c conf.Flannel) (conf.Bridge, error) {
+	raw, err := c.Bare()
+	if err != nil {
+		return conf.Bridge{}, err
+	}
+	return conf.ReadBridge(raw)
+}
+
+// waitForEnv reads subnet.env, and gives the agent some time to write it.
+func waitForEnv(path string, patience time.Duration) (subnetfile.Lists, error) {
+	env, err := subnetfile.ReadLists(path)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return env, err
+	}
+	deadline := time.After(patience)
+	tick := time.NewTicker(interval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			if env, err = subnetfile.ReadLists(path); !errors.Is(err, fs.ErrNotExist) {
+				return env, err
+			}
+		case <-deadline:
+			return env, types.NewError(types.ErrTryAgainLater, notReady(path)+fmt.Sprintf(" (waited %s)", patience), "")
+		}
+	}
+}
+
+// notReady says what is missing and, if the agent left a word next to the file, why.
+func notReady(path string) string {
+	msg := path + " is not there: flanneld writes it once this node has a subnet and its data path is up; " +
+		"look at flanneld's log and its /readyz"
+	why, err := os.ReadFile(filepath.Join(filepath.Dir(path), "not-ready"))
+	if err == nil && len(why) > 0 && len(why) < 4096 {
+		msg += "; flanneld says: " + strings.TrimSpace(string(why))
+	}
+	return msg
+}
+
+// status says why an ADD would fail now. A full range is no reason: pods of the node would be evicted for
+// want of an address that only a new one needs.
+func (flannel) status(args *skel.CmdArgs) error {
+	c, err := conf.ParseFlannel(args.StdinData)
+	if err != nil {
+		return err
+	}
+	env, err := subnetfile.ReadLists(c.SubnetFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = errors.New(notReady(c.SubnetFile))
+	}
+	var delegate []byte
+	if err == nil {
+		delegate, err = c.DelegateConfig(env)
+	}
+	if err != nil {
+		return notAvailable(err)
+	}
+	kind, err := c.DelegateType()
+	if err != nil {
+		return notAvailable(err)
+	}
+	if kind == "bridge" {
+		_, err = conf.ParseBridge(delegate, "")
+	} else {
+		_, err = find(kind, args.Path)
+	}
+	return notAvailable(err)
+}
+
+// notAvailable is the code with which STATUS says that ADD would fail, whatever the reason.
+func notAvailable(err error) error {
+	if err == nil {
+		return nil
+	}
+	return types.NewError(types.ErrPluginNotAvailable, err.Error(), "")
+}
+
+func keyOf(args *skel.CmdArgs) statefile.Key {
+	return statefile.Key{ContainerID: args.ContainerID, IfName: args.IfName}
+}

@@ -1,0 +1,82 @@
+package rules
+
+import (
+	"crypto/sha512"
+	"errors"
+	"fmt"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+)
+
+// The reference plugins, in their iptables mode, give each attachment a chain in table nat: its name is a
+// prefix and as much of the hash of network and container as fits into 28 characters. What they added is
+// deleted here when the pod is, where iptables itself keeps its rules in nf_tables.
+
+func foreignChain(prefix, network, containerID string) string {
+	return fmt.Sprintf("%s%x", prefix, sha512.Sum512([]byte(network+containerID)))[:28]
+}
+
+// Where the reference plugins jump to their chains from.
+const (
+	portmapEntry    = "CNI-HOSTPORT-DNAT"
+	masqueradeEntry = "POSTROUTING"
+)
+
+// RemoveForeignPortmap deletes the reference plugin's port mappings of an attachment, if there are any.
+func (c *Conn) RemoveForeignPortmap(network, containerID string) error {
+	return c.removeForeign(portmapEntry, foreignChain("CNI-DN-", network, containerID))
+}
+
+// RemoveForeignMasquerade deletes what the reference plugin made of ipMasq, if there is any.
+func (c *Conn) RemoveForeignMasquerade(network, containerID string) error {
+	return c.removeForeign(masqueradeEntry, foreignChain("CNI-", network, containerID))
+}
+
+func (c *Conn) removeForeign(from, name string) error {
+	var errs []error
+	for _, f := range []Table{V4, V6} {
+		errs = append(errs, again(func() error {
+			return c.removeChain(&nftables.Table{Name: "nat", Family: f}, from, name)
+		}))
+	}
+	return errors.Join(errs...)
+}
+
+// removeChain deletes a chain and the rules of another that jump to it.
+func (c *Conn) removeChain(nat *nftables.Table, from, name string) error {
+	entry := &nftables.Chain{Name: from, Table: nat}
+	all, err := c.nft.GetRules(nat, entry)
+	if err != nil && !absent(err) {
+		return fmt.Errorf("rules of %s: %w", from, err)
+	}
+	found := false
+	for _, r := range all {
+		if jumpsTo(r, name) {
+			found = true
+			r.Table, r.Chain = nat, entry
+			if err := c.nft.DelRule(r); err != nil {
+				return fmt.Errorf("rule of %s: %w", from, err)
+			}
+		}
+	}
+	if !found {
+		return nil
+	}
+	chain := &nftables.Chain{Name: name, Table: nat}
+	c.nft.FlushChain(chain)
+	c.nft.DelChain(chain)
+	if err := c.nft.Flush(); err != nil {
+		return fmt.Errorf("delete chain %s: %w", name, err)
+	}
+	return nil
+}
+
+func jumpsTo(r *nftables.Rule, chain string) bool {
+	for _, e := range r.Exprs {
+		if v, ok := e.(*expr.Verdict); ok && v.Chain == chain {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,7 @@
+package etcd
+
+// Encode and Decode are open to the tests outside.
+var (
+	Encode = encode
+	Decode = decode
+)

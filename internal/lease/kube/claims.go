@@ -1,0 +1,122 @@
+package kube
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/gaissmai/bart"
+
+	"github.com/weftnet/weft/internal/family"
+	"github.com/weftnet/weft/internal/lease"
+)
+
+// Kinds of addresses in a Node's status.
+const (
+	internalIP = "InternalIP"
+	externalIP = "ExternalIP"
+)
+
+// judge returns the leases of all nodes that take part, those marked Refused that claim what is another's:
+// annotations can be written by whoever holds the account that all agents share. A subnet or an address
+// belongs to the node created first; an address above all to the node that has it in its status.
+// The answer is the same on every node.
+func judge(nodes map[string]*record, service netip.Addr) []lease.Lease {
+	j := judgement{service: service, status: map[netip.Addr]string{}, public: map[netip.Addr]string{}}
+	all := make([]claimant, 0, len(nodes))
+	for name, r := range nodes {
+		all = append(all, claimant{name, r})
+	}
+	slices.SortFunc(all, func(a, b claimant) int {
+		return cmp.Or(cmp.Compare(a.created, b.created), cmp.Compare(a.name, b.name))
+	})
+	for _, c := range all {
+		for _, a := range c.addrs {
+			if _, taken := j.status[a]; !taken {
+				j.status[a] = c.name
+			}
+		}
+	}
+	all = slices.DeleteFunc(all, func(c claimant) bool { return !c.takesPart() })
+	leases := make([]lease.Lease, 0, len(all))
+	// Those whose addresses their own status confirms come first, so that no other can take these.
+	for _, confirmed := range []bool{true, false} {
+		for _, c := range all {
+			if c.confirmed() != confirmed {
+				continue
+			}
+			l := c.lease
+			if err := j.claim(c.record); err != nil {
+				l.Refused = err.Error()
+			}
+			leases = append(leases, l)
+		}
+	}
+	return leases
+}
+
+// A claimant is a node with what is known of it.
+type claimant struct {
+	name string
+	*record
+}
+
+// confirmed says whether all public addresses of the node are in its status.
+func (r *record) confirmed() bool {
+	for _, f := range family.All() {
+		if a := r.lease.Public.Of(f); a.IsValid() && !slices.Contains(r.addrs, a) {
+			return false
+		}
+	}
+	return true
+}
+
+// A judgement is what has been claimed so far.
+type judgement struct {
+	service        netip.Addr
+	status, public map[netip.Addr]string // to the node that has the address
+	subnets        bart.Table[string]
+}
+
+// claim says whether the node may have what it claims, and notes it then.
+func (j *judgement) claim(r *record) error {
+	l := r.lease
+	for _, f := range family.All() {
+		if !l.Has(f) {
+			continue
+		}
+		subnet, public := l.Subnet.Of(f), l.Public.Of(f)
+		switch holder := j.status[public]; {
+		case j.service.IsValid() && subnet.Contains(j.service):
+			return fmt.Errorf("subnet %s holds the service address %s of the API server", subnet, j.service)
+		case public == j.service:
+			return fmt.Errorf("public address %s is the service address of the API server", public)
+		case j.subnets.OverlapsPrefix(subnet):
+			return fmt.Errorf("subnet %s overlaps that of node %s", subnet, j.subnetHolder(subnet))
+		case holder != "" && !slices.Contains(r.addrs, public):
+			return fmt.Errorf("public address %s is an address of node %s", public, holder)
+		}
+		if other, taken := j.public[public]; taken {
+			return fmt.Errorf("public address %s is announced by node %s too", public, other)
+		}
+	}
+	for _, f := range family.All() {
+		if l.Has(f) {
+			j.subnets.Insert(l.Subnet.Of(f), l.Node)
+			j.public[l.Public.Of(f)] = l.Node
+		}
+	}
+	return nil
+}
+
+// subnetHolder names a node whose subnet overlaps p.
+func (j *judgement) subnetHolder(p netip.Prefix) string {
+	if name, ok := j.subnets.LookupPrefix(p); ok {
+		return name
+	}
+	for _, name := range j.subnets.Subnets(p) {
+		return name
+	}
+	return "unknown"
+}

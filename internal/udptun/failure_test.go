@@ -1,0 +1,153 @@
+package udptun
+
+import (
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/weftnet/weft/internal/state"
+)
+
+// A tunnel that could not be opened or started for want of descriptors, whichever was the first one to be refused,
+// is there after the next Apply.
+func TestStartFails(t *testing.T) {
+	h := &host{space: newSpace(t), n: 1}
+	h.ip("addr add 10.77.0.1/24 dev lo")
+	h.ip("addr add fd77::1/64 dev lo nodad")
+	var all unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &all); err != nil {
+		t.Fatal(err)
+	}
+	allow := func(n uint64) {
+		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: n, Max: all.Max}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	defer allow(all.Cur)
+	apply := func(tun *Tunnel) (err error) {
+		h.run(func() { _, err = tun.Apply(wantFor(1, state.TunnelOff{Segment: true, GRO: true}, 2), true) })
+		return err
+	}
+	for limit := uint64(8); ; limit++ {
+		tun := New("", slog.New(slog.DiscardHandler))
+		allow(limit)
+		first := apply(tun)
+		allow(all.Cur)
+		second := apply(tun)
+		if n := tun.engines[testDev].running.Load(); second != nil || n != 2 {
+			t.Errorf("%d descriptors: %v; then %v, and %d workers", limit, first, second, n)
+		}
+		tun.Close()
+		if first == nil {
+			return
+		}
+	}
+}
+
+// A tunnel that never ran keeps none that did from being taken up.
+func TestResumeBesideOneThatFailed(t *testing.T) {
+	h := &host{space: newSpace(t), n: 1}
+	h.ip("addr add 10.77.0.1/24 dev lo")
+	h.ip("addr add fd77::1/64 dev lo nodad")
+	var taken int
+	h.run(func() {
+		taken, _ = datagram(netip.MustParseAddr("10.77.0.1"))
+		if err := bind(taken, netip.MustParseAddr("10.77.0.1"), 9999); err != nil {
+			t.Error(err)
+		}
+	})
+	defer unix.Close(taken)
+	file := filepath.Join(t.TempDir(), "tunnel")
+	tun := New(file, slog.New(slog.DiscardHandler))
+	want := wantFor(1, state.TunnelOff{}, 2)
+	second := want.Tunnels[testDev]
+	second.Port = 9999
+	want.Tunnels["flannel1"] = second
+	want.TunnelPeers[state.TunnelKey{Dev: "flannel1", Subnet: netip.MustParsePrefix("10.244.3.0/24")}] = netip.MustParseAddr("10.77.0.3")
+	var err error
+	h.run(func() { _, err = tun.Apply(want, true) })
+	t.Log("apply:", err)
+	if err := tun.Close(); err != nil {
+		t.Fatal(err)
+	}
+	next := New(file, slog.New(slog.DiscardHandler))
+	defer next.Close()
+	h.run(func() { err = next.Resume() })
+	if len(next.Ports()) == 0 {
+		t.Errorf("nothing was taken up: %v", err)
+	}
+}
+
+// What changed in the last second is on disk after Close, also if the timer has just run out.
+func TestCloseWrites(t *testing.T) {
+	h := &host{space: newSpace(t), n: 1}
+	h.ip("addr add 10.77.0.1/24 dev lo")
+	h.ip("addr add fd77::1/64 dev lo nodad")
+	file := filepath.Join(t.TempDir(), "tunnel")
+	tun := New(file, slog.New(slog.DiscardHandler))
+	h.run(func() {
+		if _, err := tun.Apply(wantFor(1, state.TunnelOff{}, 2), true); err != nil {
+			t.Fatal(err)
+		}
+	})
+	tun.mu.Lock()
+	tun.saving.Stop() // as a timer that has run out and waits for the lock
+	tun.mu.Unlock()
+	if err := tun.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(file); err != nil {
+		t.Error(err)
+	}
+}
+
+// An address that is not there yet costs nothing once it is.
+func TestLateAddress(t *testing.T) {
+	h := &host{space: newSpace(t), n: 1}
+	h.ip("addr add 10.77.0.1/24 dev lo")
+	tun := New("", slog.New(slog.DiscardHandler))
+	defer tun.Close()
+	var err error
+	for range 5 {
+		h.run(func() { _, err = tun.Apply(wantFor(1, state.TunnelOff{}, 2), true) })
+		if err == nil {
+			t.Fatal("no error")
+		}
+	}
+	t.Log(err)
+	h.ip("addr add fd77::1/64 dev lo nodad")
+	h.run(func() { _, err = tun.Apply(wantFor(1, state.TunnelOff{}, 2), true) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := strings.TrimSpace(h.command("ss", "-Hlun", "sport", "=", "8285"))
+	lines := strings.Split(out, "\n")
+	if len(lines) != 4 {
+		t.Errorf("%d sockets on the port, want one per queue and family:\n%s", len(lines), out)
+	}
+}
+
+// Packets of peers arrive after an address has come late.
+func TestLateAddressTraffic(t *testing.T) {
+	a, b := newHosts(t, 1500)
+	b.start(state.TunnelOff{}, 1452, 1)
+	a.ip("addr del fd77::1/64 dev eth0")
+	a.tunnel = New("", slog.New(slog.DiscardHandler))
+	t.Cleanup(func() { a.tunnel.Close() })
+	for range 20 {
+		a.run(func() { _, _ = a.tunnel.Apply(wantFor(1, state.TunnelOff{}, 2), true) })
+	}
+	a.ip("addr add fd77::1/64 dev eth0 nodad")
+	a.apply(wantFor(1, state.TunnelOff{}, 2))
+	a.configure(1452)
+	out, err := a.try("ping", "-c3", "-i0.2", "-W1", "10.244.2.0")
+	t.Logf("%v %s", err, out)
+	if err != nil {
+		t.Error("no packet comes back")
+	}
+}
