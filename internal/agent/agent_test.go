@@ -38,6 +38,7 @@ type fakeKernel struct {
 	pruned bool // the last pass was allowed to remove
 	fail   error
 	passes int
+	took   time.Duration // what Apply takes
 	block  chan struct{} // non-nil: Apply waits for ctx
 }
 
@@ -48,6 +49,7 @@ func (k *fakeKernel) Apply(ctx context.Context, want state.State, sc kernel.Scop
 	block := k.block
 	k.passes++
 	defer k.mu.Unlock()
+	time.Sleep(k.took)
 	if block != nil {
 		k.mu.Unlock()
 		<-ctx.Done()

@@ -40,7 +40,7 @@ func (a *Agent) loop(ctx context.Context) error {
 		next := a.opts.Resync
 		if a.pass(ctx) {
 			retry = backoff{}
-			if due := a.due(time.Now()); due > 0 {
+			if due := a.due(began); due > 0 {
 				next = min(next, due)
 			}
 		} else {

@@ -156,9 +156,10 @@ func (w *ways) believe(health map[plan.WayID]plan.Health) map[plan.WayID]plan.He
 	return health
 }
 
-// due returns when a pass is wanted although nothing has happened: when a key that is no longer used has
-// been held for long enough. Zero: not at all.
-func (a *Agent) due(now time.Time) time.Duration {
+// due returns when after a pass that began then another one is wanted although nothing has happened: when a key that
+// is no longer used has been held for long enough. Zero: not at all. What the pass still held counts from its
+// beginning, or a key whose time ended meanwhile would be nobody's business.
+func (a *Agent) due(began time.Time) time.Duration {
 	in := a.inputs()
 	if in.own == nil || len(in.own.Send) < 2 {
 		return 0
@@ -178,7 +179,7 @@ func (a *Agent) due(now time.Time) time.Duration {
 		if inUse[k] {
 			continue
 		}
-		if left := holdKey - now.Sub(last); left > 0 && (first == 0 || left < first) {
+		if left := holdKey - began.Sub(last); left > 0 && (first == 0 || left < first) {
 			first = left
 		}
 	}

@@ -44,6 +44,32 @@ func TestTwoWaysAtRestCostNoMorePassesThanOne(t *testing.T) {
 	}
 }
 
+// A key is let go on time also where its time ends while a pass is under way that still holds it.
+func TestAKeyIsLetGoWhateverPassIsUnderWay(t *testing.T) {
+	for _, early := range []time.Duration{0, time.Millisecond, 20 * time.Millisecond, 49 * time.Millisecond} {
+		t.Run(early.String(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				mem := leasetest.NewMemory()
+				mem.SetConfig([]byte(vxlanConfig))
+				r := newRig(t, t.TempDir(), mem)
+				r.kernel.took = 50 * time.Millisecond
+				defer r.start(t)()
+				settle(5 * time.Second)
+				mem.SetConfig([]byte(`{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan","VNI":2}}`))
+				settle(time.Until(r.made.Add(holdKey - early)))
+				if send := r.Status().Lease.Send; len(send) != 2 {
+					t.Fatalf("before its time: sends on %v", send)
+				}
+				r.Wake()
+				settle(time.Second)
+				if send := r.Status().Lease.Send; len(send) != 1 {
+					t.Errorf("a second after its time: sends on %v", send)
+				}
+			})
+		})
+	}
+}
+
 // rangeConfig has room for one node in Network.
 func rangeConfig(network, options string) []byte {
 	return fmt.Appendf(nil, `{"Network":%q,%s"Backend":{"Type":"vxlan"}}`, network, options)
