@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -149,5 +150,36 @@ func TestLateAddressTraffic(t *testing.T) {
 	t.Logf("%v %s", err, out)
 	if err != nil {
 		t.Error("no packet comes back")
+	}
+}
+
+// Packets wait in the device while its worker has no CPU: on a busy machine that is for longer than the 500 packets last
+// that the kernel would keep.
+func TestPacketsWaitForTheWorker(t *testing.T) {
+	const packets = 1900
+	a, b := newPair(t, state.TunnelOff{}, state.TunnelOff{})
+	port := b.pod.udpEcho()
+	a.pod.echo(podAddr(2, false), port) // neighbours are known
+	c := a.pod.dial("udp", podAddr(2, false), port)
+	before := b.stats().Peers[0].RxPackets
+
+	e := a.tunnel.engines[testDev]
+	e.halt()
+	for range packets {
+		if _, err := c.Write(make([]byte, 100)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var err error
+	a.run(func() { err = e.start() })
+	if err != nil {
+		t.Fatal(err)
+	}
+	arrived := uint64(0)
+	for began := time.Now(); arrived < packets && time.Since(began) < deadline; time.Sleep(time.Millisecond) {
+		arrived = b.stats().Peers[0].RxPackets - before
+	}
+	if arrived < packets {
+		t.Errorf("%d of %d packets arrived", arrived, packets)
 	}
 }
