@@ -151,3 +151,38 @@ func TestCancelled(t *testing.T) {
 		}
 	})
 }
+
+// TestRefusalIsNotForEver asks again for what the kernel has refused, now and then and in silence, and takes it when
+// its module has come.
+func TestRefusalIsNotForEver(t *testing.T) {
+	modes(t, func(t *testing.T, m Mode) {
+		var log strings.Builder
+		fw, p := open(t), clamping(m)
+		fw.log = slog.New(slog.NewTextHandler(&log, nil))
+		kernel := fw.rules
+		later := func() {
+			for _, l := range []*lack{&fw.noRandom.V4, &fw.noRandom.V6, &fw.noClamp.V4, &fw.noClamp.V6} {
+				l.asked = l.asked.Add(-2 * askAgain)
+			}
+		}
+		clamps := map[Mode]string{IPTables: "TCPMSS", NFTables: "maxseg"}[m]
+		fw.rules = refuser{refuser{kernel, unix.EOPNOTSUPP, "random"}, unix.ENOENT, clamps}
+		for range 3 {
+			apply(t, fw, p)
+			later()
+		}
+		if s := everything(t); strings.Contains(s, "random") || strings.Contains(s, clamps) {
+			t.Fatalf("the kernel did not refuse:\n%s", s)
+		}
+		fw.rules = kernel
+		later()
+		apply(t, fw, p)
+		if s := everything(t); !strings.Contains(s, "random") || !strings.Contains(s, clamps) {
+			t.Errorf("not asked again:\n%s", s)
+		}
+		settled(t, fw, p)
+		if warned, ended := strings.Count(log.String(), "level=WARN"), strings.Count(log.String(), "level=INFO"); warned != 4 || ended != 4 {
+			t.Errorf("want one line when each begins and one when it ends, per family:\n%s", &log)
+		}
+	})
+}
