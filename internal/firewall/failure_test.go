@@ -6,7 +6,9 @@ import (
 	"log/slog"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/weftnet/weft/internal/family"
@@ -130,6 +132,22 @@ func TestTransactionError(t *testing.T) {
 			t.Errorf("there is %s", s)
 		}
 		apply(t, fw, dual(IPTables)) // the socket is still good
+	})
+}
+
+// TestLostAnswer waits for an answer that does not come. The agent does not stop before the wait has ended.
+func TestLostAnswer(t *testing.T) {
+	need(t)
+	netnstest.Run(t, func(t *testing.T) {
+		fw := open(t)
+		start := time.Now()
+		if err := fw.conn.receive(func(netlink.Message) (bool, error) { return true, nil }); err == nil {
+			t.Error("an answer came")
+		}
+		if took := time.Since(start); took > 5*time.Second {
+			t.Errorf("waited for %s", took)
+		}
+		apply(t, fw, dual(IPTables))
 	})
 }
 
