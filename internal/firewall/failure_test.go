@@ -87,6 +87,33 @@ func TestRandomRefused(t *testing.T) {
 	})
 }
 
+// restless is a kernel whose ruleset somebody changes before every commit.
+type restless struct{ ruleset }
+
+func (r restless) commit(f family.Family, generation uint32, tx []request) error {
+	if generation != 0 {
+		return unix.ERESTART
+	}
+	return r.ruleset.commit(f, 0, tx)
+}
+
+// TestRestlessRuleset goes from one mode to the other in one pass all the same: events of tables that are not ours
+// wake nobody, so there is no next one.
+func TestRestlessRuleset(t *testing.T) {
+	modes(t, func(t *testing.T, m Mode) {
+		fw, p := open(t), dual(m)
+		apply(t, fw, p)
+		kernel := fw.rules
+		fw.rules = restless{kernel}
+		p.Mode = 1 - m
+		apply(t, fw, p)
+		fw.rules = kernel
+		if changes, err := fw.Plan(p); err != nil || len(changes) != 0 {
+			t.Errorf("left to do: %+v, %v", changes, err)
+		}
+	})
+}
+
 // TestMissingModule names the module, and leaves what is there untouched.
 func TestMissingModule(t *testing.T) {
 	cases := map[Mode]string{

@@ -203,7 +203,7 @@ func (l *lack) taken(log *slog.Logger, what string, fam family.Family) {
 }
 
 // attempts bounds how often one pass looks again because another program wrote between listing and commit.
-// The last attempt does not insist: the worst that can follow is a jump too many, which the next pass takes
+// After that it does not insist: the worst that can follow is a jump too many, which the next pass takes
 // away.
 const attempts = 8
 
@@ -231,7 +231,7 @@ func (f *Firewall) applyFamily(ctx context.Context, fam family.Family, p Policy)
 			todo = d.del
 		}
 		generation := have.generation
-		if i == attempts {
+		if i >= attempts {
 			generation = 0
 			todo = slices.DeleteFunc(todo, func(s step) bool { return s.guarded })
 		}
@@ -244,7 +244,7 @@ func (f *Firewall) applyFamily(ctx context.Context, fam family.Family, p Policy)
 			if d.passes != 0 {
 				*f.passed.Ref(fam) = d.passes
 			}
-			if len(d.set) == 0 || len(d.del) == 0 || i >= attempts {
+			if len(d.set) == 0 || len(d.del) == 0 || i >= 2*attempts {
 				return changes, nil
 			}
 		case errors.Is(err, unix.ERESTART) && i < attempts:
