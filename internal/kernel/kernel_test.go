@@ -46,6 +46,9 @@ func host(t testing.TB) *kernel.Kernel {
 func uplink(t testing.TB) {
 	t.Helper()
 	sh(t, "ip link add eth0 type veth peer name wire")
+	for _, dev := range []string{"eth0", "wire"} { // a link-local address would come in its own time, and wake
+		sh(t, "ip link set "+dev+" addrgenmode none")
+	}
 	sh(t, "ip link set eth0 up")
 	sh(t, "ip link set wire up")
 	sh(t, "ip addr add 10.77.0.1/24 dev eth0")

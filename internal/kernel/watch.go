@@ -122,7 +122,7 @@ func (n *interest) concerned(m rtnl.Message, port uint32) string {
 			return ChangedLink
 		}
 	case unix.RTM_NEWADDR, unix.RTM_DELADDR:
-		if _, p, _ := parseAddress(m); m.Port != port && !p.Addr().IsLinkLocalUnicast() {
+		if m.Port != port && n.address(m) {
 			return ChangedAddress
 		}
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
@@ -144,6 +144,13 @@ func (n *interest) concerned(m rtnl.Message, port uint32) string {
 		}
 	}
 	return ""
+}
+
+// address leaves out the link-local addresses that every device gets, those of pods above all. On the uplink such a one
+// may be the one to use.
+func (n *interest) address(m rtnl.Message) bool {
+	index, p, _ := parseAddress(m)
+	return n == nil || !p.Addr().IsLinkLocalUnicast() || n.indexes[index] && !n.ours[index]
 }
 
 // link leaves out the ports of bridges, which come and go with pods.
