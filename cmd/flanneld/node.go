@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/vishvananda/netlink"
 
@@ -185,7 +186,10 @@ func warnings(services []netip.Prefix, log *slog.Logger) func(netconf.Config, fa
 			return nil
 		}
 		defer h.Close()
-		host, err := netconf.HostPrefixes(h, c, own)
+		var host []netconf.HostPrefix
+		if err = h.SetSocketTimeout(time.Second); err == nil { // without one a lost answer would keep us from stopping
+			host, err = netconf.HostPrefixes(h, c, own)
+		}
 		if err != nil {
 			log.Warn("clashes with this host are not looked for", "err", err)
 			return nil

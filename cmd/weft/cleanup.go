@@ -24,10 +24,10 @@ func newCleanupCommand() *cobra.Command {
 		Short: "Remove every trace of weft and flannel from this host",
 		Long: "Remove what flanneld leaves standing when it stops: devices, routes, rules, files, the pods' bridge, and\n" +
 			"put sysctls back. What the original flannel left is removed as well. Foreign state is not touched.\n" +
-			"flanneld must be stopped first.",
+			"flanneld must be stopped first, but for --dry-run.",
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			if _, err := agent.NewClient(options.Socket(nf.subnetFile)).Status(c.Context()); !notRunning(err) {
+			if _, err := agent.NewClient(options.Socket(nf.subnetFile)).Status(c.Context()); !opts.DryRun && !notRunning(err) {
 				return fmt.Errorf("flanneld is running with %s: stop it first", nf.subnetFile)
 			}
 			for _, n := range networks {

@@ -260,7 +260,7 @@ func (a *Agent) build(in inputs) (plan.Plan, error) {
 func (a *Agent) scope(in inputs) kernel.Scope {
 	sc := kernel.Scope{
 		Owner: a.owner(), Networks: append(networks(*in.config), in.former...), Uplink: in.uplink.Name,
-		Complete: in.complete,
+		Reach: a.opts.Uplink.CanReach, Complete: in.complete,
 	}
 	if in.config.Backend == (netconf.Alloc{}) {
 		sc.Uplink = "" // with alloc, routes to peers' subnets over the underlay are the operator's own

@@ -46,8 +46,10 @@ func TestServesAndKeepsDataOverARestart(t *testing.T) {
 		c.Close()
 		s.Close()
 	}
-	if out.Len() != 0 {
-		t.Errorf("etcd is to be quiet:\n%s", out.String())
+	for line := range strings.Lines(out.String()) {
+		if !strings.Contains(line, "too long") && !strings.Contains(line, "overloaded") { // a busy machine
+			t.Errorf("etcd is to be quiet: %s", line)
+		}
 	}
 }
 

@@ -36,8 +36,9 @@ type request struct {
 	clamps bool // it is a rule that clamps, which nothing else depends on
 }
 
-// answerTimeout bounds the wait for the kernel, which answers while the request is being sent.
-const answerTimeout = 10 * time.Second
+// answerTimeout bounds the wait for the kernel, which answers while the request is being sent: what is not there
+// then has been lost.
+const answerTimeout = time.Second
 
 // errInterrupted means that the ruleset changed during a listing.
 var errInterrupted = errors.New("listing interrupted by a change")

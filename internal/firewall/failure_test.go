@@ -6,7 +6,9 @@ import (
 	"log/slog"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/weftnet/weft/internal/family"
@@ -85,6 +87,33 @@ func TestRandomRefused(t *testing.T) {
 	})
 }
 
+// restless is a kernel whose ruleset somebody changes before every commit.
+type restless struct{ ruleset }
+
+func (r restless) commit(f family.Family, generation uint32, tx []request) error {
+	if generation != 0 {
+		return unix.ERESTART
+	}
+	return r.ruleset.commit(f, 0, tx)
+}
+
+// TestRestlessRuleset goes from one mode to the other in one pass all the same: events of tables that are not ours
+// wake nobody, so there is no next one.
+func TestRestlessRuleset(t *testing.T) {
+	modes(t, func(t *testing.T, m Mode) {
+		fw, p := open(t), dual(m)
+		apply(t, fw, p)
+		kernel := fw.rules
+		fw.rules = restless{kernel}
+		p.Mode = 1 - m
+		apply(t, fw, p)
+		fw.rules = kernel
+		if changes, err := fw.Plan(p); err != nil || len(changes) != 0 {
+			t.Errorf("left to do: %+v, %v", changes, err)
+		}
+	})
+}
+
 // TestMissingModule names the module, and leaves what is there untouched.
 func TestMissingModule(t *testing.T) {
 	cases := map[Mode]string{
@@ -133,6 +162,22 @@ func TestTransactionError(t *testing.T) {
 	})
 }
 
+// TestLostAnswer waits for an answer that does not come. The agent does not stop before the wait has ended.
+func TestLostAnswer(t *testing.T) {
+	need(t)
+	netnstest.Run(t, func(t *testing.T) {
+		fw := open(t)
+		start := time.Now()
+		if err := fw.conn.receive(func(netlink.Message) (bool, error) { return true, nil }); err == nil {
+			t.Error("an answer came")
+		}
+		if took := time.Since(start); took > 5*time.Second {
+			t.Errorf("waited for %s", took)
+		}
+		apply(t, fw, dual(IPTables))
+	})
+}
+
 func TestCancelled(t *testing.T) {
 	need(t)
 	netnstest.Run(t, func(t *testing.T) {
@@ -148,6 +193,41 @@ func TestCancelled(t *testing.T) {
 		}
 		if err := fw.Close(); err != nil {
 			t.Error(err)
+		}
+	})
+}
+
+// TestRefusalIsNotForEver asks again for what the kernel has refused, now and then and in silence, and takes it when
+// its module has come.
+func TestRefusalIsNotForEver(t *testing.T) {
+	modes(t, func(t *testing.T, m Mode) {
+		var log strings.Builder
+		fw, p := open(t), clamping(m)
+		fw.log = slog.New(slog.NewTextHandler(&log, nil))
+		kernel := fw.rules
+		later := func() {
+			for _, l := range []*lack{&fw.noRandom.V4, &fw.noRandom.V6, &fw.noClamp.V4, &fw.noClamp.V6} {
+				l.asked = l.asked.Add(-2 * askAgain)
+			}
+		}
+		clamps := map[Mode]string{IPTables: "TCPMSS", NFTables: "maxseg"}[m]
+		fw.rules = refuser{refuser{kernel, unix.EOPNOTSUPP, "random"}, unix.ENOENT, clamps}
+		for range 3 {
+			apply(t, fw, p)
+			later()
+		}
+		if s := everything(t); strings.Contains(s, "random") || strings.Contains(s, clamps) {
+			t.Fatalf("the kernel did not refuse:\n%s", s)
+		}
+		fw.rules = kernel
+		later()
+		apply(t, fw, p)
+		if s := everything(t); !strings.Contains(s, "random") || !strings.Contains(s, clamps) {
+			t.Errorf("not asked again:\n%s", s)
+		}
+		settled(t, fw, p)
+		if warned, ended := strings.Count(log.String(), "level=WARN"), strings.Count(log.String(), "level=INFO"); warned != 4 || ended != 4 {
+			t.Errorf("want one line when each begins and one when it ends, per family:\n%s", &log)
 		}
 	})
 }

@@ -31,6 +31,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
@@ -105,8 +106,8 @@ type Firewall struct {
 	events *netlink.Conn
 
 	mu       sync.Mutex          // guards what follows
-	noRandom family.Pair[bool]   // the kernel refused RandomFully
-	noClamp  family.Pair[bool]   // the kernel refused Clamp
+	noRandom family.Pair[lack]   // of RandomFully
+	noClamp  family.Pair[lack]   // of Clamp
 	passed   family.Pair[uint64] // what the FORWARD jump was last moved behind
 	blocked  family.Pair[string] // a rule before the FORWARD jump that refuses everything
 }
@@ -171,13 +172,50 @@ func (f *Firewall) Apply(ctx context.Context, p Policy) ([]state.Change, error) 
 	return changes, errors.Join(errs...)
 }
 
+// A lack is a feature that the kernel refuses. It may take it later, when a module has been installed.
+type lack struct {
+	asked time.Time // zero: the kernel has not refused, or is to be asked again
+	mode  Mode      // each mode needs modules of its own
+	told  bool
+}
+
+// askAgain is how long the kernel is left alone with what it has refused.
+const askAgain = 10 * time.Minute
+
+func (l *lack) expire(m Mode) {
+	if l.mode != m || time.Since(l.asked) > askAgain {
+		l.asked = time.Time{}
+	}
+}
+
+func (l *lack) refused(m Mode, log *slog.Logger, what string, fam family.Family, err error) {
+	if !l.told {
+		log.Warn(what, "family", fam, "err", err)
+	}
+	*l = lack{asked: time.Now(), mode: m, told: true}
+}
+
+func (l *lack) taken(log *slog.Logger, what string, fam family.Family) {
+	if l.told && l.asked.IsZero() {
+		log.Info(what, "family", fam)
+		l.told = false
+	}
+}
+
 // attempts bounds how often one pass looks again because another program wrote between listing and commit.
-// The last attempt does not insist: the worst that can follow is a jump too many, which the next pass takes
+// After that it does not insist: the worst that can follow is a jump too many, which the next pass takes
 // away.
 const attempts = 8
 
 func (f *Firewall) applyFamily(ctx context.Context, fam family.Family, p Policy) ([]state.Change, error) {
 	var changes []state.Change
+	noRandom, noClamp := f.noRandom.Ref(fam), f.noClamp.Ref(fam)
+	if p.RandomFully {
+		noRandom.expire(p.Mode)
+	}
+	if p.Clamp {
+		noClamp.expire(p.Mode)
+	}
 	for i := 1; ; i++ {
 		if err := ctx.Err(); err != nil {
 			return changes, err
@@ -193,7 +231,7 @@ func (f *Firewall) applyFamily(ctx context.Context, fam family.Family, p Policy)
 			todo = d.del
 		}
 		generation := have.generation
-		if i == attempts {
+		if i >= attempts {
 			generation = 0
 			todo = slices.DeleteFunc(todo, func(s step) bool { return s.guarded })
 		}
@@ -201,19 +239,19 @@ func (f *Firewall) applyFamily(ctx context.Context, fam family.Family, p Policy)
 		switch {
 		case err == nil:
 			changes = append(changes, changesOf(todo)...)
+			noRandom.taken(f.log, "kernel takes random-fully now", fam)
+			noClamp.taken(f.log, "kernel clamps the MSS now", fam)
 			if d.passes != 0 {
 				*f.passed.Ref(fam) = d.passes
 			}
-			if len(d.set) == 0 || len(d.del) == 0 || i >= attempts {
+			if len(d.set) == 0 || len(d.del) == 0 || i >= 2*attempts {
 				return changes, nil
 			}
 		case errors.Is(err, unix.ERESTART) && i < attempts:
-		case errors.Is(err, errNoClamp) && !f.noClamp.Of(fam):
-			f.log.Warn("kernel clamps no MSS, pods with a larger MTU rely on path MTU discovery", "family", fam, "err", err)
-			*f.noClamp.Ref(fam) = true
-		case p.RandomFully && !f.noRandom.Of(fam) && refused(err):
-			f.log.Warn("kernel refuses random-fully, masquerading without it", "family", fam, "err", err)
-			*f.noRandom.Ref(fam) = true
+		case errors.Is(err, errNoClamp) && noClamp.asked.IsZero():
+			noClamp.refused(p.Mode, f.log, "kernel clamps no MSS, pods with a larger MTU rely on path MTU discovery", fam, err)
+		case p.RandomFully && noRandom.asked.IsZero() && refused(err):
+			noRandom.refused(p.Mode, f.log, "kernel refuses random-fully, masquerading without it", fam, err)
 		default:
 			return changes, err
 		}
@@ -222,8 +260,8 @@ func (f *Firewall) applyFamily(ctx context.Context, fam family.Family, p Policy)
 
 // compare lists family fam and returns what there is and what to do about it.
 func (f *Firewall) compare(fam family.Family, p Policy) (listing, difference, error) {
-	p.RandomFully = p.RandomFully && !f.noRandom.Of(fam)
-	p.Clamp = p.Clamp && !f.noClamp.Of(fam)
+	p.RandomFully = p.RandomFully && f.noRandom.Of(fam).asked.IsZero()
+	p.Clamp = p.Clamp && f.noClamp.Of(fam).asked.IsZero()
 	want := p.layout(fam)
 	have, err := f.rules.list(fam, want)
 	if err != nil {

@@ -21,7 +21,7 @@ func watch(t *testing.T, fw *Firewall) <-chan struct{} {
 			if err != nil {
 				t.Errorf("watch: %v", err)
 			}
-		case <-time.After(5 * time.Second):
+		case <-time.After(time.Minute):
 			t.Error("watch does not end")
 		}
 	})
@@ -47,7 +47,7 @@ func TestWatch(t *testing.T) {
 			sh(t, damage)
 			select {
 			case <-woken:
-			case <-time.After(5 * time.Second):
+			case <-time.After(time.Minute):
 				t.Errorf("%s: asleep", damage)
 			}
 			apply(t, fw, p)
@@ -96,7 +96,7 @@ func TestWatchOverflow(t *testing.T) {
 			seq -f 'add rule inet theirs c tcp dport %.0f accept' 5000 | nft -f -`)
 		select {
 		case <-watch(t, fw):
-		case <-time.After(5 * time.Second):
+		case <-time.After(time.Minute):
 			t.Error("asleep")
 		}
 	})

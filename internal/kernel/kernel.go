@@ -31,8 +31,9 @@ type Kernel struct {
 	port     uint32 // of conn
 	interest atomic.Pointer[interest]
 
-	mu   sync.Mutex // guards what follows
-	conn *rtnl.Conn
+	mu    sync.Mutex // guards what follows
+	conn  *rtnl.Conn
+	asked []netip.Addr // that OnLink was asked about last, in order
 }
 
 // Scope says what, beside the wanted objects, is ours to look at and to remove.
@@ -45,6 +46,8 @@ type Scope struct {
 	Networks []netip.Prefix
 	// Uplink is the external device: the original's host-gw and direct routes leave through it.
 	Uplink string
+	// Reach is an address whose route decides which device that is; zero: none does.
+	Reach netip.Addr
 	// Complete says that the peers are known to be all: what is stale may go. While it is false nothing
 	// is removed.
 	Complete bool
@@ -108,7 +111,7 @@ func (k *Kernel) Apply(ctx context.Context, want state.State, sc Scope) (Report,
 			return report, err
 		}
 	}
-	k.interest.Store(newInterest(h, want, sc)) // before listing: what changes from now on is told
+	k.interest.Store(newInterest(h, want, sc, k.asked)) // before listing: what changes from now on is told
 	if err := k.listRest(&h, want, sc); err != nil {
 		return report, err
 	}

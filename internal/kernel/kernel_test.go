@@ -46,6 +46,9 @@ func host(t testing.TB) *kernel.Kernel {
 func uplink(t testing.TB) {
 	t.Helper()
 	sh(t, "ip link add eth0 type veth peer name wire")
+	for _, dev := range []string{"eth0", "wire"} { // a link-local address would come in its own time, and wake
+		sh(t, "ip link set "+dev+" addrgenmode none")
+	}
 	sh(t, "ip link set eth0 up")
 	sh(t, "ip link set wire up")
 	sh(t, "ip addr add 10.77.0.1/24 dev eth0")
@@ -64,7 +67,7 @@ func local6(t testing.TB, addr string) {
 // eventually waits for a condition.
 func eventually(t testing.TB, what string, f func() bool) {
 	t.Helper()
-	for end := time.Now().Add(5 * time.Second); !f(); time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); !f(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("not in time: %s", what)
 		}

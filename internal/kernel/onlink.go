@@ -13,13 +13,19 @@ import (
 
 // OnLink says, for each address, the device through which the kernel reaches it without a gateway. An
 // address is absent if it is reached through a gateway, over several next hops, not at all, or is this
-// host's own.
+// host's own. From here on a change of the way to one of them wakes.
 func (k *Kernel) OnLink(addrs []netip.Addr) (map[netip.Addr]string, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	indexes := make(map[netip.Addr]int32, len(addrs))
 	var b rtnl.Batch
 	addrs = slices.DeleteFunc(slices.Clone(addrs), func(a netip.Addr) bool { return !a.IsValid() })
+	k.asked = slices.SortedFunc(slices.Values(addrs), netip.Addr.Compare)
+	if n := k.interest.Load(); n != nil { // before looking: what changes from now on is told
+		now := *n
+		now.asked = k.asked
+		k.interest.Store(&now)
+	}
 	for chunk := range slices.Chunk(addrs, batchSize) {
 		b.Reset()
 		for _, a := range chunk {

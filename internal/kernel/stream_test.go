@@ -183,7 +183,7 @@ func (f *flow) lost(t testing.TB) int64 {
 	t.Helper()
 	f.more(t)
 	f.halt()
-	for end := time.Now().Add(2 * time.Second); f.got.Load() < f.sent.Load() && time.Now().Before(end); {
+	for end := time.Now().Add(10 * time.Second); f.got.Load() < f.sent.Load() && time.Now().Before(end); {
 		time.Sleep(10 * time.Millisecond)
 	}
 	t.Logf("%d datagrams, %d came back", f.sent.Load(), f.got.Load())

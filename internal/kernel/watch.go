@@ -74,16 +74,21 @@ type interest struct {
 	names    map[string]bool
 	networks []netip.Prefix
 	locals   map[netip.Addr]bool // wanted
-	underlay []netip.Addr        // of peers, in order
+	underlay []netip.Addr        // of peers, and what else is asked of the routing table, in order
+	asked    []netip.Addr        // likewise
 }
 
-func newInterest(h have, want state.State, sc Scope) *interest {
+func newInterest(h have, want state.State, sc Scope, asked []netip.Addr) *interest {
 	n := &interest{
 		ours:     map[int32]bool{},
 		indexes:  map[int32]bool{},
 		names:    map[string]bool{sc.Uplink: sc.Uplink != ""},
 		networks: sc.Networks,
 		locals:   want.Locals,
+		asked:    asked,
+	}
+	if sc.Reach.IsValid() {
+		n.underlay = append(n.underlay, sc.Reach)
 	}
 	for name, l := range want.Links {
 		n.names[name] = true
@@ -117,7 +122,7 @@ func (n *interest) concerned(m rtnl.Message, port uint32) string {
 			return ChangedLink
 		}
 	case unix.RTM_NEWADDR, unix.RTM_DELADDR:
-		if _, p, _ := parseAddress(m); m.Port != port && !p.Addr().IsLinkLocalUnicast() {
+		if m.Port != port && n.address(m) {
 			return ChangedAddress
 		}
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
@@ -139,6 +144,13 @@ func (n *interest) concerned(m rtnl.Message, port uint32) string {
 		}
 	}
 	return ""
+}
+
+// address leaves out the link-local addresses that every device gets, those of pods above all. On the uplink such a one
+// may be the one to use.
+func (n *interest) address(m rtnl.Message) bool {
+	index, p, _ := parseAddress(m)
+	return n == nil || !p.Addr().IsLinkLocalUnicast() || n.indexes[index] && !n.ours[index]
 }
 
 // link leaves out the ports of bridges, which come and go with pods.
@@ -166,8 +178,13 @@ func (n *interest) route(m rtnl.Message) bool {
 			return true
 		}
 	}
-	i, _ := slices.BinarySearchFunc(n.underlay, key.Dst.Addr(), netip.Addr.Compare)
-	return i < len(n.underlay) && key.Dst.Contains(n.underlay[i])
+	return anyIn(n.underlay, key.Dst) || anyIn(n.asked, key.Dst)
+}
+
+// anyIn says whether one of the addresses, which are in order, is in p.
+func anyIn(addrs []netip.Addr, p netip.Prefix) bool {
+	i, _ := slices.BinarySearchFunc(addrs, p.Addr(), netip.Addr.Compare)
+	return i < len(addrs) && p.Contains(addrs[i])
 }
 
 // netconf reads forwarding, rp_filter and the like. Indexes below 0 stand for "all" and "default".

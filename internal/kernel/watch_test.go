@@ -2,6 +2,7 @@ package kernel_test
 
 import (
 	"context"
+	"net/netip"
 	"slices"
 	"testing"
 	"time"
@@ -30,7 +31,7 @@ func watch(t *testing.T, k *kernel.Kernel) func() []string {
 			if err != nil {
 				t.Error(err)
 			}
-		case <-time.After(5 * time.Second):
+		case <-time.After(time.Minute):
 			t.Error("Run does not end")
 		}
 	})
@@ -47,7 +48,7 @@ func watch(t *testing.T, k *kernel.Kernel) func() []string {
 				if !slices.Contains(seen, kind) && kind != kernel.ChangedAddress {
 					seen = append(seen, kind)
 				}
-			case <-time.After(5 * time.Second):
+			case <-time.After(time.Minute):
 				t.Fatalf("only %v", seen)
 			}
 		}
@@ -112,6 +113,45 @@ func TestWatch(t *testing.T) {
 		apply(t, k, want) // mends all that, which wakes for links and FDB entries only
 		if seen := woke(); slices.Contains(seen, "route") || slices.Contains(seen, "neighbour") {
 			t.Errorf("our own writes woke %v", seen)
+		}
+	})
+}
+
+// TestWatchOfWhatWasAsked wakes for the way to an address that no wanted object names: a peer with a router
+// between, which may come on-link, and what --iface-can-reach names.
+func TestWatchOfWhatWasAsked(t *testing.T) {
+	netnstest.Run(t, func(t *testing.T) {
+		k := host(t)
+		sc := scope
+		sc.Reach = netip.MustParseAddr("10.91.0.9")
+		if _, err := k.Apply(context.Background(), node(2), sc); err != nil {
+			t.Fatal(err)
+		}
+		woke := watch(t, k)
+		woke()
+		peers := []netip.Addr{netip.MustParseAddr("fd93::9"), netip.MustParseAddr("10.90.0.9"), {}, netip.MustParseAddr("10.89.0.9")}
+		if _, err := k.OnLink(peers); err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			for _, c := range []struct {
+				route string
+				want  []string
+			}{
+				{"10.89.0.0/24", []string{"route"}}, {"10.90.0.0/24", []string{"route"}}, {"10.91.0.0/24", []string{"route"}},
+				{"fd93::/64", []string{"route"}}, {"10.92.0.0/24", nil},
+			} {
+				sh(t, "ip route add "+c.route+" dev eth0")
+				if diff := cmp.Diff(c.want, slices.DeleteFunc(woke(), func(kind string) bool { return kind == kernel.ChangedLink })); diff != "" {
+					t.Errorf("%s (-want +got):\n%s", c.route, diff)
+				}
+				sh(t, "ip route del "+c.route+" dev eth0")
+				woke()
+			}
+			if _, err := k.Apply(context.Background(), node(2), sc); err != nil { // the next pass forgets none of it
+				t.Fatal(err)
+			}
+			woke()
 		}
 	})
 }

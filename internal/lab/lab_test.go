@@ -37,14 +37,26 @@ func bare(t *testing.T, o Options) *Lab {
 	return l
 }
 
+// patience is for what takes no time, on a machine that is busy.
+const patience = 30 * time.Second
+
+func until(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(patience); !ok(); time.Sleep(pollEvery) {
+		if time.Now().After(end) {
+			t.Fatalf("not within %s: %s", patience, what)
+		}
+	}
+}
+
 func TestNodesReachEachOther(t *testing.T) {
 	l := bare(t, Options{Segments: [][]string{{"A", "B"}, {"C"}}, Family: Dual, MTU: 1400})
 	for _, from := range l.Nodes {
 		for _, to := range l.Nodes {
-			if _, err := Ping(from, to.Addr().V4, 2*time.Second); err != nil {
+			if _, err := Ping(from, to.Addr().V4, patience); err != nil {
 				t.Errorf("%s to %s: %v", from.Name, to.Name, err)
 			}
-			if _, err := Ping(from, to.Addr().V6, 2*time.Second); err != nil {
+			if _, err := Ping(from, to.Addr().V6, patience); err != nil {
 				t.Errorf("%s to %s: %v", from.Name, to.Name, err)
 			}
 		}
@@ -139,7 +151,7 @@ func TestOpenFindsLab(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Ping(again.Nodes[1], again.Nodes[0].Addr().V4, time.Second); err != nil {
+	if _, err := Ping(again.Nodes[1], again.Nodes[0].Addr().V4, patience); err != nil {
 		t.Error(err)
 	}
 	if _, err := Up(t.Context(), l.Options); !errors.Is(err, ErrExists) {
@@ -150,38 +162,37 @@ func TestOpenFindsLab(t *testing.T) {
 func TestCableAndPartition(t *testing.T) {
 	l := bare(t, Options{Segments: [][]string{{"A", "B"}}})
 	a, b := l.Nodes[0], l.Nodes[1]
-	ping := func(from, to *Node) error {
-		_, err := Ping(from, to.Addr().V4, 200*time.Millisecond)
+	ping := func(from, to *Node, timeout time.Duration) error {
+		_, err := Ping(from, to.Addr().V4, timeout)
 		return err
 	}
-	pingEtcd := func() error {
-		_, err := Ping(a, l.etcd.addr, 200*time.Millisecond)
+	pingEtcd := func(timeout time.Duration) error {
+		_, err := Ping(a, l.etcd.addr, timeout)
 		return err
 	}
+	const silence = 200 * time.Millisecond
 	if err := l.Partition("A", true); err != nil {
 		t.Fatal(err)
 	}
-	if pingEtcd() == nil {
+	if pingEtcd(silence) == nil {
 		t.Error("etcd answers a partitioned node")
 	}
-	if err := ping(a, b); err != nil {
+	if err := ping(a, b, patience); err != nil {
 		t.Errorf("a node that is partitioned from etcd: %v", err)
 	}
-	if err := errors.Join(l.Partition("A", false), l.Partition("A", false), pingEtcd()); err != nil {
+	if err := errors.Join(l.Partition("A", false), l.Partition("A", false), pingEtcd(patience)); err != nil {
 		t.Error(err)
 	}
 	if err := l.Cable("A", false); err != nil {
 		t.Fatal(err)
 	}
-	if ping(b, a) == nil {
+	if ping(b, a, silence) == nil {
 		t.Error("a node without cable answers")
 	}
 	if err := l.Cable("A", true); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Ping(b, a.Addr().V4, 5*time.Second); err != nil {
-		t.Error(err)
-	}
+	until(t, "a node with its cable again answers", func() bool { return ping(b, a, time.Second) == nil })
 }
 
 func TestRebootAndRenumber(t *testing.T) {
@@ -205,9 +216,15 @@ func TestRebootAndRenumber(t *testing.T) {
 	if got := a.Addr().V4.String(); got != "172.31.0.99" {
 		t.Errorf("address %s, want 172.31.0.99", got)
 	}
-	if _, err := Ping(b, a.Addr().V4, 2*time.Second); err != nil {
+	if _, err := Ping(b, a.Addr().V4, patience); err != nil {
 		t.Error(err)
 	}
+}
+
+func sent(p *Probe) int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.sentAt)
 }
 
 func TestProbeCountsLoss(t *testing.T) {
@@ -217,29 +234,24 @@ func TestProbeCountsLoss(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for p.Answered() < 100 {
-		time.Sleep(pollEvery)
-	}
+	until(t, "100 answers", func() bool { return p.Answered() >= 100 })
 	if got := p.Stop(); got.Lost != 0 || got.Sent < 100 {
 		t.Errorf("undisturbed: %v", got)
 	}
 	if p, err = StartProbe(a, b.Addr().V4, time.Millisecond); err != nil {
 		t.Fatal(err)
 	}
-	for p.Answered() < 100 {
-		time.Sleep(pollEvery)
-	}
+	until(t, "100 answers", func() bool { return p.Answered() >= 100 })
 	if err := l.Cable("B", false); err != nil {
 		t.Fatal(err)
 	}
-	time.Sleep(50 * time.Millisecond) // the outage under test
+	cut := sent(p)
+	until(t, "an outage of 50 requests", func() bool { return sent(p) >= cut+50 })
 	if err := l.Cable("B", true); err != nil {
 		t.Fatal(err)
 	}
 	n := p.Answered()
-	for deadline := time.Now().Add(5 * time.Second); p.Answered() == n && time.Now().Before(deadline); {
-		time.Sleep(pollEvery)
-	}
+	until(t, "answers after the outage", func() bool { return p.Answered() > n })
 	if got := p.Stop(); got.Lost == 0 || got.Lost == got.Sent || got.Longest < 40*time.Millisecond {
 		t.Errorf("disturbed: %v", got)
 	}

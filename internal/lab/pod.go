@@ -89,7 +89,7 @@ func (p *Pod) attach(ctx context.Context) error {
 // to a second late (see awaitLink), which in a cluster passes unnoticed while the container starts.
 func (p *Pod) awaitGateway() error {
 	for _, gw := range p.gateways {
-		deadline := time.Now().Add(5 * time.Second)
+		deadline := time.Now().Add(30 * time.Second)
 		for {
 			_, err := Ping(p, gw, 100*time.Millisecond)
 			if err == nil {

@@ -101,11 +101,12 @@ func (p *Probe) Answered() int {
 	return p.count
 }
 
-// Stop ends the probe. A request that is not answered within a second after that is lost.
+// Stop ends the probe. A request that is not answered within five seconds after that is lost: before, the machine
+// may only be busy.
 func (p *Probe) Stop() Loss {
 	close(p.quit)
 	p.sender.Wait()
-	for deadline := time.Now().Add(time.Second); time.Now().Before(deadline) && p.Answered() < len(p.sentAt); {
+	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline) && p.Answered() < len(p.sentAt); {
 		time.Sleep(pollEvery)
 	}
 	_ = p.socket.close() // wakes the reader

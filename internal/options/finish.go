@@ -3,6 +3,7 @@ package options
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -32,6 +33,9 @@ func (o *Options) finish(getenv func(string) string) []error {
 		o.Notes = append(o.Notes, "EVENT_QUEUE_DEPTH has no effect: there is no queue of events")
 	}
 
+	if a, err := netip.ParseAddr(getenv("KUBERNETES_SERVICE_HOST")); err == nil && o.Kube.Enabled {
+		o.ServiceRanges = append(o.ServiceRanges, netip.PrefixFrom(a, a.BitLen())) // all that a pod knows of the range
+	}
 	if slices.ContainsFunc(o.Given, func(s Setting) bool { return s.Name == "--iptables-resync" || s.Name == "FLANNELD_IPTABLES_RESYNC" }) {
 		o.Resync = min(o.Resync, o.FirewallResync)
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -22,6 +23,11 @@ func Open() (*Conn, error) {
 	nl, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
 		return nil, fmt.Errorf("open netlink socket: %w", err)
+	}
+	// The kernel answers while it is being asked: an answer that is not there has been lost.
+	if err := nl.SetSocketTimeout(time.Second); err != nil {
+		nl.Close()
+		return nil, fmt.Errorf("netlink socket: %w", err)
 	}
 	return &Conn{nl}, nil
 }

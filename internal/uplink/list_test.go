@@ -4,7 +4,9 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
+	"reflect"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
@@ -45,6 +47,27 @@ func list(t *testing.T, reach ...netip.Addr) Host {
 		t.Fatal(err)
 	}
 	return h
+}
+
+// An answer that is lost must not hold up the agent, which could not even be stopped.
+func TestListWaitsForNoLostAnswer(t *testing.T) {
+	netnstest.Run(t, func(t *testing.T) {
+		c, err := Open()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		sockets := reflect.ValueOf(c.nl).Elem().FieldByName("sockets")
+		for _, key := range sockets.MapKeys() {
+			socket := sockets.MapIndex(key).Elem().FieldByName("Socket").Elem()
+			if wait := time.Duration(socket.FieldByName("receiveTimeout").Int()); wait == 0 || wait > 5*time.Second {
+				t.Errorf("waits %s, and 0 is for ever", wait)
+			}
+		}
+		if sockets.Len() == 0 {
+			t.Error("no socket")
+		}
+	})
 }
 
 // ipLink is what `ip -j -d addr` prints of a link.

@@ -4,6 +4,9 @@
 // The kernel works through the messages of one sendto(2) in order and goes on after one that fails.
 // Without NLM_F_ACK only failures are answered, so the last message of a batch asks for an answer and
 // marks the end.
+//
+// Answers are queued when sendto(2) returns, the pieces of a dump each when the one before has been read. So
+// there is nothing to wait for, and an answer that is not there has been lost.
 package rtnl
 
 import (
@@ -17,7 +20,7 @@ import (
 const (
 	readBuffer    = 64 << 10 // the kernel fills at most 32 KiB per read of a dump
 	receiveBuffer = 4 << 20  // answers to a batch wait in it until the sendto has returned
-	replyTimeout  = 10 * time.Second
+	replyTimeout  = time.Second
 )
 
 // ErrInterrupted says that something changed under a dump (NLM_F_DUMP_INTR): objects may be missing.

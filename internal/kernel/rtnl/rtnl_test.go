@@ -146,7 +146,7 @@ func TestOverrun(t *testing.T) {
 		if err := dial(t).Exec(&b, func(i int, err error) { t.Error(i, err) }, nil); err != nil {
 			t.Fatal(err)
 		}
-		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
 		if err := l.Receive(ctx, func(Message) {}); !errors.Is(err, ErrOverrun) {
 			t.Errorf("receive: %v", err)
@@ -170,6 +170,30 @@ func TestOverrun(t *testing.T) {
 		ctx, stop := context.WithCancelCause(ctx)
 		if err := l.Receive(ctx, func(Message) { stop(heard) }); !errors.Is(context.Cause(ctx), heard) {
 			t.Errorf("after the overrun: %v", err)
+		}
+	})
+}
+
+// TestLostAnswer waits for an answer that does not come. The agent does not stop before the wait has ended.
+func TestLostAnswer(t *testing.T) {
+	netnstest.Run(t, func(t *testing.T) {
+		c := dial(t)
+		var b Batch
+		newBridge(&b, "a") // without NLM_F_ACK success has no answer
+		if err := c.send(b.buf); err != nil {
+			t.Fatal(err)
+		}
+		start := time.Now()
+		if _, err := c.receive(); err == nil {
+			t.Error("an answer came")
+		}
+		if took := time.Since(start); took > 5*time.Second {
+			t.Errorf("waited for %s", took)
+		}
+		b.Reset()
+		getLinks(&b)
+		if err := c.Dump(&b, func(Message) {}); err != nil {
+			t.Errorf("afterwards: %v", err)
 		}
 	})
 }

@@ -154,7 +154,7 @@ func deviceTo(n *lab.Node, a netip.Addr) (dev string, err error) {
 	return dev, err
 }
 
-const pingTimeout = 3 * time.Second
+const pingTimeout = 10 * time.Second
 
 func (s *show) matrix(context.Context) error {
 	s.heading("Every pod pings every pod", "\nRound trip in milliseconds.")

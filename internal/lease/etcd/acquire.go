@@ -138,5 +138,7 @@ func (s *Store) try(ctx context.Context, self lease.Self, window int, r *rand.Ra
 			return lease.Lease{}, err
 		}
 	}
-	return s.current(self), nil
+	l := w.lease
+	l.Node = self.Node
+	return l, nil
 }

@@ -55,7 +55,8 @@ type Store struct {
 type mine struct {
 	lease    lease.Lease
 	key      string
-	revision int64 // of the write; 0 while it is under way
+	revision int64  // of the write; 0 while it is under way
+	by       *write // that is under way
 }
 
 var _ lease.Store = (*Store)(nil)

@@ -5,7 +5,9 @@ import (
 	"context"
 	"log/slog"
 	"net"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -61,9 +63,9 @@ func dial(t testing.TB, cfg clientv3.Config) *clientv3.Client {
 	return c
 }
 
-// config is a quick configuration of a store.
+// config is a configuration of a store for tests. A busy machine may take seconds over anything.
 func config(endpoint string) etcd.Config {
-	return etcd.Config{Endpoints: []string{endpoint}, RequestTimeout: 2 * time.Second, LivenessTTL: 2 * time.Second}
+	return etcd.Config{Endpoints: []string{endpoint}, RequestTimeout: 10 * time.Second, LivenessTTL: 5 * time.Second}
 }
 
 func open(t *testing.T, cfg etcd.Config, log *slog.Logger) *etcd.Store {
@@ -189,10 +191,14 @@ func (p *proxy) stall() {
 
 // retarget breaks what stands and sends new connections to another server.
 func (p *proxy) retarget(s *etcdserver.Server) {
-	p.mu.Lock()
-	p.target = host(s.Endpoints()[0])
-	p.mu.Unlock()
+	p.aim(s.Endpoints()[0])
 	p.set(pass)
+}
+
+func (p *proxy) aim(endpoint string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.target = host(endpoint)
 }
 
 func (p *proxy) serve() {
@@ -237,10 +243,31 @@ func (p *proxy) copy(to, from net.Conn) {
 	}
 }
 
-// A backing is one network in the suite's etcd.
-type backing struct {
+// A cluster is the suite's etcd, which can be stopped and started again.
+type cluster struct {
+	t      *testing.T // whose end is the cluster's
 	client *clientv3.Client
 	proxy  *proxy
+	dir    string
+	start  func() (endpoint string)
+	stop   func()
+}
+
+// up starts etcd over the cluster's directory.
+func (c *cluster) up(t *testing.T) {
+	endpoint := c.start()
+	c.client = dial(c.t, clientv3.Config{Endpoints: []string{endpoint}})
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	if _, err := c.client.Get(ctx, "/", clientv3.WithSerializable()); err != nil {
+		t.Fatal(err)
+	}
+	c.proxy.aim(endpoint)
+}
+
+// A backing is one network in the suite's etcd.
+type backing struct {
+	*cluster
 	prefix string
 }
 
@@ -319,10 +346,32 @@ func (b backing) Blackout(t *testing.T, during func()) {
 	b.proxy.set(pass)
 }
 
+func (b backing) SetBack(t *testing.T, lost, after func()) {
+	backup := filepath.Join(t.TempDir(), "backup")
+	b.proxy.set(refuse)
+	b.stop()
+	must(t, os.CopyFS(backup, os.DirFS(b.dir)))
+	b.up(t)
+	b.proxy.set(pass)
+	lost()
+	b.proxy.set(refuse)
+	b.stop()
+	must(t, os.RemoveAll(b.dir))
+	must(t, os.CopyFS(b.dir, os.DirFS(backup)))
+	b.up(t)
+	after()
+	b.proxy.set(pass)
+}
+
 func TestSuite(t *testing.T) {
 	t.Parallel()
-	server, client := start(t, etcdserver.Options{})
-	suite(t, server.Endpoints()[0], client)
+	var server *etcdserver.Server
+	c := &cluster{t: t, dir: filepath.Join(t.TempDir(), "etcd"), stop: func() { server.Close() }}
+	c.start = func() string {
+		server, _ = start(t, etcdserver.Options{DataDir: c.dir})
+		return server.Endpoints()[0]
+	}
+	c.run()
 }
 
 // TestSuiteWithTheInstalledEtcd runs the suite against whatever etcd this machine has, such as Debian's 3.4.
@@ -333,16 +382,21 @@ func TestSuiteWithTheInstalledEtcd(t *testing.T) {
 	}
 	t.Parallel()
 	endpoint, peer := freeURL(t), freeURL(t)
-	server := exec.Command(binary, "--data-dir", t.TempDir(), "--listen-client-urls", endpoint, "--advertise-client-urls", endpoint,
-		"--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", "default="+peer)
-	if err := server.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
+	var server *exec.Cmd
+	c := &cluster{t: t, dir: filepath.Join(t.TempDir(), "etcd"), stop: func() {
 		_ = server.Process.Kill()
 		_ = server.Wait()
-	})
-	suite(t, endpoint, dial(t, clientv3.Config{Endpoints: []string{endpoint}}))
+	}}
+	c.start = func() string {
+		server = exec.Command(binary, "--data-dir", c.dir, "--listen-client-urls", endpoint, "--advertise-client-urls", endpoint,
+			"--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", "default="+peer)
+		if err := server.Start(); err != nil {
+			t.Fatal(err)
+		}
+		return endpoint
+	}
+	t.Cleanup(func() { c.stop() })
+	c.run()
 }
 
 // freeURL returns the URL of a port that nobody listens on.
@@ -356,14 +410,11 @@ func freeURL(t *testing.T) string {
 	return "http://" + l.Addr().String()
 }
 
-func suite(t *testing.T, endpoint string, client *clientv3.Client) {
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	defer cancel()
-	if _, err := client.Get(ctx, "/"); err != nil {
-		t.Fatal(err)
-	}
-	p := newProxy(t, endpoint)
-	leasetest.Run(t, func(t *testing.T) leasetest.Backing {
-		return backing{client, p, "/" + strings.ReplaceAll(t.Name(), "/", "-") + "/net"}
+// run runs the suite.
+func (c *cluster) run() {
+	c.proxy = newProxy(c.t, "http://127.0.0.1:1")
+	c.up(c.t)
+	leasetest.Run(c.t, func(t *testing.T) leasetest.Backing {
+		return backing{c, "/" + strings.ReplaceAll(t.Name(), "/", "-") + "/net"}
 	})
 }

@@ -1,6 +1,7 @@
 package etcd
 
 import (
+	"log/slog"
 	"testing"
 	"time"
 )
@@ -56,5 +57,24 @@ func TestLifeSigns(t *testing.T) {
 		if got != c.want {
 			t.Errorf("%s: alive %t", c.name, got)
 		}
+	}
+}
+
+// What changes between the wake-up and the set being gathered is in that set, and is no reason for another one.
+func TestAChangeIsHandedOverOnce(t *testing.T) {
+	store, err := New(Config{Endpoints: []string{"http://127.0.0.1:1"}}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := newSet(store)
+	for i := range s.trees {
+		s.replace(i, nil, nil)
+	}
+	<-s.wake
+	s.mu.Lock()
+	s.changed()
+	s.mu.Unlock()
+	if _, ok := s.leases(); !ok || len(s.wake) != 0 {
+		t.Errorf("complete %v, and %d further deliveries of the same set", ok, len(s.wake))
 	}
 }

@@ -196,6 +196,10 @@ func (s *set) deliver(ctx context.Context, f func([]lease.Lease)) error {
 func (s *set) leases() ([]lease.Lease, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	select {
+	case <-s.wake: // what has changed until now is about to be handed over
+	default:
+	}
 	all := make([]lease.Lease, 0, len(s.trees[0].leases)+len(s.trees[1].leases))
 	for _, t := range s.trees {
 		if !t.complete {

@@ -54,7 +54,7 @@ func (s *Store) write(ctx context.Context, w write) (clientv3.LeaseID, error) {
 	}
 	ops = append(ops, clientv3.OpPut(w.key, string(w.value), clientv3.WithLease(id))) // ID 0: none
 
-	former := s.setMine(mine{lease: w.lease, key: w.key}) // before the write: a running Hold may see its event first
+	former := s.setMine(mine{lease: w.lease, key: w.key, by: &w}) // before the write: a running Hold may see its event first
 	var resp *clientv3.TxnResponse
 	err := s.request(ctx, func(ctx context.Context, c *clientv3.Client) (err error) {
 		resp, err = c.Txn(ctx).If(conds...).Then(ops...).Commit()
@@ -65,7 +65,7 @@ func (s *Store) write(ctx context.Context, w write) (clientv3.LeaseID, error) {
 		s.revoke(ctx, id)
 	}
 	if err != nil {
-		s.setMine(former)
+		s.restoreMine(&w, former)
 		return 0, fmt.Errorf("write %s: %w", w.key, err)
 	}
 	s.setMine(mine{lease: w.lease, key: w.key, revision: resp.Header.Revision})
@@ -167,11 +167,11 @@ func (s *Store) setMine(m mine) mine {
 	return former
 }
 
-// current returns what this process published last, with the name of the node.
-func (s *Store) current(self lease.Self) lease.Lease {
+// restoreMine takes back what w noted, since it failed, unless another write has noted something meanwhile.
+func (s *Store) restoreMine(w *write, former mine) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	l := s.mine.lease
-	l.Node = self.Node
-	return l
+	if s.mine.by == w {
+		s.mine = former
+	}
 }

@@ -254,6 +254,18 @@ func testStore(t *testing.T, server string) *Store {
 	return store
 }
 
+// What changes between the wake-up and the set being gathered is in that set, and is no reason for another one.
+func TestAChangeIsHandedOverOnce(t *testing.T) {
+	s := &set{store: testStore(t, "http://127.0.0.1:1"), wake: make(chan struct{}, 1)}
+	s.begin()
+	s.listed()
+	<-s.wake
+	s.changed()
+	if _, _, ok := s.leases(); !ok || len(s.wake) != 0 {
+		t.Errorf("complete %v, and %d further deliveries of the same set", ok, len(s.wake))
+	}
+}
+
 func peersOf(ls []lease.Lease) string {
 	var names []string
 	for _, l := range ls {

@@ -175,6 +175,10 @@ func (s *set) deliver(ctx context.Context, f func([]lease.Lease)) error {
 func (s *set) leases() (leases []lease.Lease, problems map[string]string, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	select {
+	case <-s.wake: // what has changed until now is about to be handed over
+	default:
+	}
 	if !s.complete {
 		return nil, nil, false
 	}

@@ -274,6 +274,36 @@ func testBlackout(t *testing.T, b Backing) {
 	seen.see(t, peers[0])
 }
 
+// testSetBack has a store that has gone as far as before when the nodes come back, by other changes.
+func testSetBack(t *testing.T, b Backing) {
+	seen := watch(t, b.Open(t))
+	configs := watchConfig(t, b.Open(t))
+	b.SetConfig(t, "one")
+	configs.see(t, "one")
+	kept, peer := acquire(t, b.Open(t), Self(1, family.V4)), acquire(t, b.Open(t), Self(2, family.V4))
+	s, self := b.Open(t), Self(3, family.V4)
+	var ended chan error
+	b.SetBack(t, func() {
+		lost := acquire(t, s, self)
+		ended, _ = hold(t, s, self, lost)
+		changed := peer
+		changed.Receive = Self(7, family.V4).Receive
+		b.Put(t, changed, false)
+		b.SetConfig(t, "two")
+		seen.see(t, kept, changed, lost)
+		configs.see(t, "two")
+	}, func() {
+		for n := range 20 {
+			kept.Receive = Self(10+n, family.V4).Receive
+			b.Put(t, kept, false)
+		}
+	})
+	returns(t, ended, lease.ErrLost)
+	seen.see(t, kept, peer)
+	configs.see(t, "one")
+	seen.see(t, kept, peer, acquire(t, s, self))
+}
+
 func testHostile(t *testing.T, b Backing) {
 	seen := watch(t, b.Open(t))
 	s, self := b.Open(t), Self(1, family.V4)
@@ -291,35 +321,53 @@ func testHostile(t *testing.T, b Backing) {
 	}
 }
 
-func testConfig(t *testing.T, b Backing) {
-	s := b.Open(t)
-	seen := make(chan string, 10)
+// configs are the configurations that WatchConfig has handed over and nobody has looked at.
+type configs struct {
+	seen  chan string
+	ended chan error
+	stop  func()
+}
+
+// watchConfig watches the configuration until the test ends.
+func watchConfig(t *testing.T, s lease.Store) configs {
 	ctx, cancel := context.WithCancel(t.Context())
-	ended := make(chan error, 1)
-	go func() { ended <- s.WatchConfig(ctx, func(raw []byte) { seen <- string(raw) }) }()
-	want := func(config string) {
-		t.Helper()
-		select {
-		case got := <-seen:
-			if got != config {
-				t.Errorf("got configuration %q, want %q", got, config)
-			}
-		case <-time.After(patience):
-			t.Fatalf("configuration %q was not seen", config)
+	c := configs{make(chan string, 10), make(chan error, 1), cancel}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		c.ended <- s.WatchConfig(ctx, func(raw []byte) { c.seen <- string(raw) })
+	}()
+	t.Cleanup(func() { cancel(); <-done })
+	return c
+}
+
+// see waits for the next configuration.
+func (c configs) see(t *testing.T, want string) {
+	t.Helper()
+	select {
+	case got := <-c.seen:
+		if got != want {
+			t.Errorf("got configuration %q, want %q", got, want)
 		}
+	case <-time.After(patience):
+		t.Fatalf("configuration %q was not seen", want)
 	}
+}
+
+func testConfig(t *testing.T, b Backing) {
+	c := watchConfig(t, b.Open(t))
 	b.SetConfig(t, "one")
-	want("one")
+	c.see(t, "one")
 	b.SetConfig(t, "one")
 	b.SetConfig(t, "two")
-	want("two")
+	c.see(t, "two")
 	b.DeleteConfig(t)
 	b.SetConfig(t, "three")
-	want("three")
+	c.see(t, "three")
 	b.Blackout(t, func() { b.SetConfig(t, "four") })
-	want("four")
-	cancel()
-	returns(t, ended, context.Canceled)
+	c.see(t, "four")
+	c.stop()
+	returns(t, c.ended, context.Canceled)
 }
 
 func testRecall(t *testing.T, b Backing) {

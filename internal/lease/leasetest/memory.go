@@ -5,6 +5,7 @@ package leasetest
 import (
 	"context"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -82,6 +83,14 @@ func (m *Memory) Forget(public netip.Addr) { m.change(func() { delete(m.alive, p
 
 // SetDown takes the store down for all nodes, or brings it back: calls wait, watches see nothing.
 func (m *Memory) SetDown(down bool) { m.change(func() { m.down = down }) }
+
+// Backup returns a function that sets the store back to what it is now.
+func (m *Memory) Backup() (restore func()) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	config, leases := m.config, maps.Clone(m.leases)
+	return func() { m.change(func() { m.config, m.leases = config, leases }) }
+}
 
 // Cut cuts this node off from the store, or joins it again.
 func (n *Node) Cut(cut bool) { n.mem.change(func() { n.cut = cut }) }

@@ -30,6 +30,15 @@ func (m memory) Blackout(_ *testing.T, during func()) {
 	m.SetDown(false)
 }
 
+func (m memory) SetBack(_ *testing.T, lost, after func()) {
+	restore := m.Backup()
+	lost()
+	m.SetDown(true)
+	restore()
+	after()
+	m.SetDown(false)
+}
+
 func TestMemory(t *testing.T) {
 	leasetest.Run(t, func(*testing.T) leasetest.Backing { return memory{leasetest.NewMemory()} })
 }

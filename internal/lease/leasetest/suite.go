@@ -29,6 +29,10 @@ type Backing interface {
 
 	// Blackout cuts all nodes off while during runs, and makes them lose what happened meanwhile.
 	Blackout(t *testing.T, during func())
+
+	// SetBack takes back what lost does, as whoever puts a backup in the store's place does. Nobody is connected
+	// then, and before anybody is again after runs, which may bring the store as far as it was.
+	SetBack(t *testing.T, lost, after func())
 }
 
 // An Assigned is a Backing of a store that does not choose subnets: somebody else hands them out, one for
@@ -70,6 +74,7 @@ func Run(t *testing.T, open func(t *testing.T) Backing) {
 		{"attributes that someone else changed are written back", testWriteBack, false},
 		{"a second live node with one public address is refused, a successor is not", testSecondNode, true},
 		{"what changed during a blackout is seen afterwards", testBlackout, false},
+		{"what a store that is set back to a backup has not is gone, and what came since is seen", testSetBack, false},
 		{"hostile entries cost nobody else anything", testHostile, false},
 		{"the configuration is waited for, followed, and kept when deleted", testConfig, false},
 		{"a lease is recalled without changing it", testRecall, false},

@@ -1,0 +1,74 @@
+package etcd
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"github.com/weftnet/weft/internal/etcdserver"
+	"github.com/weftnet/weft/internal/family"
+	"github.com/weftnet/weft/internal/lease"
+	"github.com/weftnet/weft/internal/lease/leasetest"
+)
+
+// A renewal is overtaken by an Acquire that publishes something else. What it failed to write must not count as
+// ours, or Hold would put it over what the node publishes now.
+func TestRenewalThatIsOvertaken(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	loopback := []string{"http://127.0.0.1:0"}
+	log := slog.New(slog.DiscardHandler)
+	server, err := etcdserver.Start(ctx, etcdserver.Options{DataDir: t.TempDir(), ListenClient: loopback, ListenPeer: loopback, Volatile: true}, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	s, err := New(Config{Endpoints: server.Endpoints()}, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	arrived, pass := make(chan struct{}), make(chan struct{})
+	type held struct{}
+	s.options.DialOptions = append(s.options.DialOptions, grpc.WithChainUnaryInterceptor(
+		func(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+			if ctx.Value(held{}) != nil && method == "/etcdserverpb.KV/Txn" {
+				close(arrived)
+				<-pass
+			}
+			return invoke(ctx, method, req, reply, cc, opts...)
+		}))
+
+	self := leasetest.Self(1, family.V4)
+	first, err := s.Acquire(ctx, self)
+	if err != nil {
+		t.Fatal(err)
+	}
+	renewal, err := s.newWrite(self, first.Subnet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	renewal.revision = s.mine.revision
+	renewed := make(chan error)
+	go func() {
+		_, err := s.write(context.WithValue(ctx, held{}, true), renewal)
+		renewed <- err
+	}()
+	<-arrived
+	self.Receive = leasetest.Self(2, family.V4).Receive
+	now, err := s.Acquire(ctx, self)
+	if err != nil || now.Receive[0] != self.Receive[0] {
+		t.Errorf("acquired %v, %v", now, err)
+	}
+	close(pass)
+	if err := <-renewed; !errors.Is(err, lease.ErrTaken) {
+		t.Errorf("the renewal: %v", err)
+	}
+	if s.mine.lease.Receive[0] != self.Receive[0] {
+		t.Errorf("after the renewal failed %v counts as ours, but %v is what etcd has", s.mine.lease.Receive, self.Receive)
+	}
+}
