@@ -29,8 +29,8 @@ import (
 	"github.com/weftnet/weft/internal/lease"
 )
 
-// A script answers the requests for Nodes one by one: the failures that a real API server will not produce on
-// demand. When it is at its end, requests hang until the test ends.
+// A script answers the requests for Nodes one by one, but for howFar: the failures that a real API server will not produce
+// on demand. When it is at its end, requests hang until the test ends.
 type script struct {
 	t     *testing.T
 	done  chan struct{}
@@ -48,7 +48,9 @@ func (s *script) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.mu.Lock()
 	s.asked = append(s.asked, q.Encode())
 	var next step = hang
-	if len(s.steps) > 0 {
+	if q.Encode() == howFar {
+		next = page("1000", "more", peer(1, "5"))
+	} else if len(s.steps) > 0 {
 		next, s.steps = s.steps[0], s.steps[1:]
 	}
 	s.mu.Unlock()
@@ -139,6 +141,7 @@ func gone(t *testing.T) []byte {
 const (
 	listing  = "resourceVersionMatch=NotOlderThan&sendInitialEvents=true&watch=true"
 	firstFew = "limit=200"
+	howFar   = "limit=1" // asked after a break, before a watch goes on
 )
 
 func from(version string) string { return "resourceVersion=" + version + "&watch=true" }
@@ -162,7 +165,7 @@ func TestFollow(t *testing.T) {
 		{"no peers are a complete list too", []step{says(complete("7"))}, []string{""}, []string{listing}},
 		{"a watch that ends in order goes on where it was",
 			[]step{ends(added(1, "5"), complete("7"), bookmark("9")), says(added(2, "10"))},
-			[]string{"1", "1 2"}, []string{listing, from("9")}},
+			[]string{"1", "1 2"}, []string{listing, howFar, from("9")}},
 		{"servers that do not stream lists",
 			[]step{refuses(422), page("7", "more", peer(1, "5")), page("7", "", peer(2, "6")), says(added(3, "8"))},
 			[]string{"1 2", "1 2 3"}, []string{listing, firstFew, "continue=more&limit=200", from("7")}},
@@ -174,16 +177,16 @@ func TestFollow(t *testing.T) {
 			[]string{"2"}, []string{listing, firstFew, "continue=more&limit=200", listing}},
 		{"410 Gone to a watch",
 			[]step{ends(added(1, "5"), complete("7")), refuses(410), says(added(2, "20"), complete("21"))},
-			[]string{"1", "2"}, []string{listing, from("7"), listing}},
+			[]string{"1", "2"}, []string{listing, howFar, from("7"), listing}},
 		{"410 Gone in a watch",
 			[]step{ends(added(1, "5"), complete("7")), ends(gone), says(added(2, "20"), complete("21"))},
-			[]string{"1", "2"}, []string{listing, from("7"), listing}},
+			[]string{"1", "2"}, []string{listing, howFar, from("7"), listing}},
 		{"the server was set back to a backup",
 			[]step{says(added(1, "500"), complete("700"), bookmark("300")), says(added(2, "20"), complete("301"))},
 			[]string{"1", "2"}, []string{listing, listing}},
 		{"errors of the server change nothing",
 			[]step{refuses(503), ends(added(1, "5"), complete("7")), refuses(500), refuses(429, "Retry-After", "1"), refuses(403), says(added(2, "8"))},
-			[]string{"1", "1 2"}, []string{listing, listing, from("7"), from("7"), from("7"), from("7")}},
+			[]string{"1", "1 2"}, []string{listing, listing, howFar, from("7"), howFar, from("7"), howFar, from("7"), howFar, from("7")}},
 		{"rubbish changes nothing",
 			[]step{
 				ends(added(1, "5"), complete("7")),
@@ -193,7 +196,7 @@ func TestFollow(t *testing.T) {
 				ends(func(t *testing.T) []byte { return added(2, "8")(t)[:40] }),
 				says(added(3, "9")),
 			},
-			[]string{"1", "1 3"}, []string{listing, from("7"), from("7"), from("7"), from("7"), from("7")}},
+			[]string{"1", "1 3"}, []string{listing, howFar, from("7"), howFar, from("7"), howFar, from("7"), howFar, from("7"), howFar, from("7")}},
 		{"a server that falls silent in the middle of a list",
 			[]step{says(added(1, "5")), says(added(2, "6"), complete("7"))},
 			[]string{"2"}, []string{listing, listing}},
