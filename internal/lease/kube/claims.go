@@ -21,9 +21,9 @@ const (
 // judge returns the leases of all nodes that take part, those marked Refused that claim what is another's:
 // annotations can be written by whoever holds the account that all agents share. A subnet or an address
 // belongs to the node created first; an address above all to the node that has it in its status.
-// The answer is the same on every node.
-func judge(nodes map[string]*record, service netip.Addr) []lease.Lease {
-	j := judgement{service: service, status: map[netip.Addr]string{}, public: map[netip.Addr]string{}}
+// The answer is the same on every node. service is the API server's address among services.
+func judge(nodes map[string]*record, service netip.Addr, services []netip.Prefix) []lease.Lease {
+	j := judgement{service: service, services: services, status: map[netip.Addr]string{}, public: map[netip.Addr]string{}}
 	all := make([]claimant, 0, len(nodes))
 	for name, r := range nodes {
 		all = append(all, claimant{name, r})
@@ -75,6 +75,7 @@ func (r *record) confirmed() bool {
 // A judgement is what has been claimed so far.
 type judgement struct {
 	service        netip.Addr
+	services       []netip.Prefix
 	status, public map[netip.Addr]string // to the node that has the address
 	subnets        bart.Table[string]
 }
@@ -87,11 +88,14 @@ func (j *judgement) claim(r *record) error {
 			continue
 		}
 		subnet, public := l.Subnet.Of(f), l.Public.Of(f)
+		in := slices.IndexFunc(j.services, func(p netip.Prefix) bool { return p.Contains(public) })
 		switch holder := j.status[public]; {
 		case j.service.IsValid() && subnet.Contains(j.service):
 			return fmt.Errorf("subnet %s holds the service address %s of the API server", subnet, j.service)
 		case public == j.service:
 			return fmt.Errorf("public address %s is the service address of the API server", public)
+		case in >= 0:
+			return fmt.Errorf("public address %s is in %s, the range of services", public, j.services[in])
 		case j.subnets.OverlapsPrefix(subnet):
 			return fmt.Errorf("subnet %s overlaps that of node %s", subnet, j.subnetHolder(subnet))
 		case holder != "" && !slices.Contains(r.addrs, public):
