@@ -233,7 +233,7 @@ func (s *Store) findNode(ctx context.Context) (string, error) {
 		return s.cfg.NodeName, nil
 	}
 	const op = "look up the pod for the name of its node"
-	p := storehealth.Pause{First: time.Second, Last: 30 * time.Second}
+	p := storehealth.Pause{First: firstRetry, Last: lastRetry}
 	for {
 		name, err := s.podNode(ctx)
 		switch {
