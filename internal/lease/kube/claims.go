@@ -20,8 +20,9 @@ const (
 
 // judge returns the leases of all nodes that take part, those marked Refused that claim what is another's:
 // annotations can be written by whoever holds the account that all agents share. A subnet or an address
-// belongs to the node created first; an address above all to the node that has it in its status.
-// The answer is the same on every node. service is the API server's address among services.
+// belongs to the node created first; an address above all to the node that has it in its status, and of several to
+// the one created last: a machine that has the address of one that is no more, or another name than before, joins while
+// the former Node is still there. The answer is the same on every node. service is the API server's address among services.
 func judge(nodes map[string]*record, service netip.Addr, services []netip.Prefix) []lease.Lease {
 	j := judgement{service: service, services: services, status: map[netip.Addr]string{}, public: map[netip.Addr]string{}}
 	all := make([]claimant, 0, len(nodes))
@@ -39,6 +40,13 @@ func judge(nodes map[string]*record, service netip.Addr, services []netip.Prefix
 		}
 	}
 	all = slices.DeleteFunc(all, func(c claimant) bool { return !c.takesPart() })
+	for _, c := range all {
+		for _, f := range family.All() {
+			if c.confirmed() && c.lease.Has(f) {
+				j.public[c.lease.Public.Of(f)] = c.name
+			}
+		}
+	}
 	leases := make([]lease.Lease, 0, len(all))
 	// Those whose addresses their own status confirms come first, so that no other can take these.
 	for _, confirmed := range []bool{true, false} {
@@ -101,7 +109,7 @@ func (j *judgement) claim(r *record) error {
 		case holder != "" && !slices.Contains(r.addrs, public):
 			return fmt.Errorf("public address %s is an address of node %s", public, holder)
 		}
-		if other, taken := j.public[public]; taken {
+		if other, taken := j.public[public]; taken && other != l.Node {
 			return fmt.Errorf("public address %s is announced by node %s too", public, other)
 		}
 	}
