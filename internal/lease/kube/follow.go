@@ -137,7 +137,8 @@ func (w *watch) pages(ctx context.Context) error {
 		if next != "" {
 			q.Set("continue", next)
 		}
-		raw, err := w.store.do(ctx, call{method: http.MethodGet, path: "api/v1/nodes", query: q}, maxPage)
+		// A page of megabytes is no sign of trouble on a slow line; a server that says nothing is noticed earlier.
+		raw, err := w.store.do(ctx, call{method: http.MethodGet, path: "api/v1/nodes", query: q, within: 12 * w.store.cfg.RequestTimeout}, maxPage)
 		if isCode(err, http.StatusGone) {
 			return fmt.Errorf("list: %w: %w", errRelist, err)
 		} else if err != nil {
