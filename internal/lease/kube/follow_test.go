@@ -21,6 +21,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -215,7 +216,7 @@ func play(t *testing.T, steps []step, want, asked []string) {
 	defer server.Close()
 	defer close(s.done)
 	store := testStore(t, server.URL)
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
 	sets := make(chan string, 10)
 	ended := make(chan error, 1)
@@ -250,7 +251,7 @@ func testStore(t *testing.T, server string) *Store {
 	if err != nil {
 		t.Fatal(err)
 	}
-	store, err := New(Quick(Config{APIURL: u, NodeName: "n1", Prefix: testKeys.prefix}), slog.New(slog.DiscardHandler))
+	store, err := New(Config{APIURL: u, NodeName: "n1", Prefix: testKeys.prefix}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -265,27 +266,32 @@ func peersOf(ls []lease.Lease) string {
 	return strings.Join(names, " ")
 }
 
+// badGateway is a server that is away, behind a proxy that is not.
+type badGateway struct{ requests int }
+
+func (b *badGateway) RoundTrip(r *http.Request) (*http.Response, error) {
+	b.requests++
+	return &http.Response{StatusCode: http.StatusBadGateway, Header: http.Header{}, Request: r, Body: io.NopCloser(strings.NewReader("<html>no</html>"))}, nil
+}
+
 // TestOutage: a server that is away for long ends nothing, and is not asked in a storm.
 func TestOutage(t *testing.T) {
-	requests := make(chan struct{}, 1000)
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		requests <- struct{}{}
-		w.WriteHeader(http.StatusBadGateway)
-		_, _ = io.WriteString(w, "<html>no</html>")
-	}))
-	defer server.Close()
-	store := testStore(t, server.URL)
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
-	defer cancel()
-	if err := store.Run(ctx, func() {}); err != context.DeadlineExceeded {
-		t.Errorf("got %v", err)
-	}
-	if n := len(requests); n < 2 || n > 10 {
-		t.Errorf("%d requests in two seconds", n)
-	}
-	if st := store.Stats(); st.Connected || st.RequestsFailed == 0 {
-		t.Errorf("got %+v", st)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		server := &badGateway{}
+		store := testStore(t, "http://127.0.0.1:1")
+		store.client.Store(&http.Client{Transport: server})
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+		defer cancel()
+		if err := store.Run(ctx, func() {}); err != context.DeadlineExceeded {
+			t.Errorf("got %v", err)
+		}
+		if n := server.requests; n < 2 || n > 10 {
+			t.Errorf("%d requests in two seconds", n)
+		}
+		if st := store.Stats(); st.Connected || st.RequestsFailed == 0 {
+			t.Errorf("got %+v", st)
+		}
+	})
 }
 
 // TestPlainHTTPGetsNoToken: a pod gives its credentials to an API server over TLS only.
