@@ -41,7 +41,7 @@ func openKube(opts options.Options, parts *agent.Parts, log *slog.Logger) (io.Cl
 	store, err := kube.New(kube.Config{
 		APIURL: k.APIURL, Kubeconfig: k.KubeconfigFile,
 		NodeName: opts.NodeName, PodName: k.PodName, PodNamespace: k.PodNamespace,
-		Prefix: k.AnnotationPrefix, NetConfFile: k.NetConfFile, SetCondition: k.SetNetworkReady,
+		Prefix: k.AnnotationPrefix, NetConfFile: k.NetConfFile, Services: opts.ServiceRanges, SetCondition: k.SetNetworkReady,
 	}, log)
 	if err != nil {
 		return nil, err

@@ -113,6 +113,9 @@ func TestOptions(t *testing.T) {
 		"CNI configuration from elsewhere": {opts: Options{Values: set("flannel.skipCNIConfigInstallation=true")}, want: map[string]any{
 			"DaemonSet/kube-flannel-ds spec.template.spec.initContainers.1": nil,
 		}},
+		"zero stands for unset, as in the original's chart": {opts: Options{Values: Values{"flannel": map[string]any{"backend": "udp", "backendPort": 0.0}}}, want: map[string]any{
+			"ConfigMap/kube-flannel-cfg data.net-conf\\.json": "{\n  \"Backend\": {\n    \"Type\": \"udp\"\n  },\n  \"EnableNFTables\": false,\n  \"Network\": \"10.244.0.0/16\"\n}",
+		}},
 		"no health port": {opts: Options{Values: set("flannel.healthz.port=0")}, want: map[string]any{
 			"DaemonSet/kube-flannel-ds spec.template.spec.containers.0.args":          []any{"--ip-masq", "--kube-subnet-mgr"},
 			"DaemonSet/kube-flannel-ds spec.template.spec.containers.0.ports":         nil,

@@ -18,7 +18,6 @@ func functions() template.FuncMap {
 		"append":        func(list []any, v any) []any { return append(list[:len(list):len(list)], v) },
 		"default":       func(def, v any) any { return pick(def, v) },
 		"dict":          dict,
-		"hasKey":        func(m map[string]any, key string) bool { _, ok := m[key]; return ok },
 		"int":           integer,
 		"list":          func(v ...any) []any { return v },
 		"nindent":       nindent,

@@ -33,7 +33,7 @@ type Options struct {
 	RandomFully      bool // source ports of masqueraded connections
 	ForwardRules     bool
 	BlackholeRoute   bool
-	ServiceRanges    []netip.Prefix // only to tell clashes with the pod network
+	ServiceRanges    []netip.Prefix // to tell clashes with the pod network; no node of Kubernetes may have such an address
 
 	FirewallResync time.Duration // --iptables-resync; where it was given, Resync is no longer than this
 	Resync         time.Duration // between full passes that nothing asked for

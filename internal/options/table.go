@@ -124,7 +124,7 @@ func firewallFlags(o *Options) []flagSpec {
 			usage: "if given, make a full pass at least this often; what others change is seen at once anyway"},
 		{name: "ip-blackhole-route", def: "false", bool: true, set: boolean(&o.BlackholeRoute), usage: "drop what is sent to addresses of our subnet that no pod has"},
 		{name: "service-range", arg: "CIDR", repeatable: true, set: prefixes(&o.ServiceRanges),
-			usage: "range of the cluster's services: a pod network that overlaps it is told at start; may be repeated"},
+			usage: "range of the cluster's services: a pod network that overlaps it is told at start, and with --kube-subnet-mgr a node that announces an address of it is refused; may be repeated"},
 		{name: "resync", arg: "DURATION", def: "30s", set: atLeast(&o.Resync, time.Second), usage: "make a full pass at least this often"},
 	}
 }

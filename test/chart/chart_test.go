@@ -35,6 +35,7 @@ func cases() map[string]string {
 		"dual stack, vxlan":     "podCidrv6: fd24::/48\nflannel: {backendPort: 4789, vni: 16777215, GBP: true, directRouting: true, mtu: 1500, macPrefix: 0E-2B, enableNFTables: true}",
 		"IPv6 alone":            `{podCidr: "", podCidrv6: "fd24::/48"}`,
 		"udp":                   "flannel: {backend: udp, backendPort: 8285, vni: 7}",
+		"zeros":                 "flannel: {backend: udp, backendPort: 0, mtu: 0, vni: null}",
 		"own net-conf":          "netConf: |\n  {\"Network\": \"10.1.0.0/16\", \"Backend\": {\"Type\": \"host-gw\"}}\n",
 		"no healthz":            "flannel: {healthz: {port: 0}}",
 		"other folders":         "flannel: {cniBinDir: /usr/libexec/cni, cniConfDir: /etc/cni/multus/net.d, skipCNIConfigInstallation: true}",

@@ -78,7 +78,7 @@ func webPods(ctx context.Context, t *testing.T, c *cluster.Cluster) map[string]*
 
 // get asks a web server from the given place and returns its answer.
 func get(ctx context.Context, at lab.Place, addr netip.Addr, port int) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	address := net.JoinHostPort(addr.String(), strconv.Itoa(port))
 	transport := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
@@ -115,7 +115,7 @@ func backends(ctx context.Context, t *testing.T, what string, at lab.Place, addr
 		if err := ask(); err != nil {
 			last = err
 		}
-		if time.Since(began) > 30*time.Second {
+		if time.Since(began) > time.Minute {
 			t.Errorf("%s: answers from %v, want %d pods; last error: %v", what, seen, pods, last)
 			return
 		}
@@ -136,7 +136,7 @@ func pingAll(t *testing.T, pods map[string]*cluster.Pod) {
 		for _, to := range pods {
 			for _, a := range to.Addrs {
 				wg.Go(func() {
-					if _, err := lab.Ping(from, a, 3*time.Second); err != nil {
+					if _, err := lab.Ping(from, a, 10*time.Second); err != nil {
 						t.Errorf("pod on %s to pod on %s (%s): %v", from.Node.Name, to.Node.Name, a, err)
 					}
 				})

@@ -251,14 +251,18 @@ func TestJudge(t *testing.T) {
 			map[string]string{"a": "public address 192.0.2.2 is an address of node b"}},
 		{"two announce one address that neither has", map[string]*record{"z": member("10.0.1.0/24", a, 1), "b": member("10.0.2.0/24", a, 2)},
 			map[string]string{"b": "public address 192.0.2.1 is announced by node z too"}},
-		{"two announce one address that both have", map[string]*record{"z": member("10.0.1.0/24", a, 1, a), "b": member("10.0.2.0/24", a, 2, a)},
-			map[string]string{"b": "public address 192.0.2.1 is announced by node z too"}},
+		{"a new node has the address of a dead one", map[string]*record{"z": member("10.0.1.0/24", a, 1, a), "b": member("10.0.2.0/24", a, 2, a)},
+			map[string]string{"z": "public address 192.0.2.1 is announced by node b too"}},
+		{"a younger node with the same subnet and address", map[string]*record{"a": member("10.0.1.0/24", a, 2, a), "b": member("10.0.1.0/24", b, 1, a, b)},
+			map[string]string{"a": "subnet 10.0.1.0/24 overlaps that of node b"}},
 		{"a younger node with the same subnet", map[string]*record{"a": member("10.0.1.0/24", a, 2, a), "b": member("10.0.1.0/24", b, 1, b)},
 			map[string]string{"a": "subnet 10.0.1.0/24 overlaps that of node b"}},
 		{"a younger node with a wider subnet", map[string]*record{"a": member("10.0.0.0/16", a, 2, a), "b": member("10.0.1.0/24", b, 1, b)},
 			map[string]string{"a": "subnet 10.0.0.0/16 overlaps that of node b"}},
 		{"the address of the API server", map[string]*record{"a": member("10.0.1.0/24", "10.96.0.1", 2, a)},
 			map[string]string{"a": "public address 10.96.0.1 is the service address of the API server"}},
+		{"another service's address", map[string]*record{"a": member("10.0.1.0/24", "10.111.0.9", 2, "10.111.0.9")},
+			map[string]string{"a": "public address 10.111.0.9 is in 10.96.0.0/12, the range of services"}},
 		{"the services' range", map[string]*record{"a": member("10.96.0.0/24", a, 2, a)},
 			map[string]string{"a": "subnet 10.96.0.0/24 holds the service address 10.96.0.1 of the API server"}},
 	} {
@@ -267,7 +271,7 @@ func TestJudge(t *testing.T) {
 				r.lease.Node = name
 			}
 			got := map[string]string{}
-			for _, l := range judge(c.nodes, netip.MustParseAddr("10.96.0.1")) {
+			for _, l := range judge(c.nodes, netip.MustParseAddr("10.96.0.1"), []netip.Prefix{netip.MustParsePrefix("10.96.0.0/12")}) {
 				if l.Refused != "" {
 					got[l.Node] = l.Refused
 				}

@@ -20,10 +20,11 @@ const (
 
 // judge returns the leases of all nodes that take part, those marked Refused that claim what is another's:
 // annotations can be written by whoever holds the account that all agents share. A subnet or an address
-// belongs to the node created first; an address above all to the node that has it in its status.
-// The answer is the same on every node.
-func judge(nodes map[string]*record, service netip.Addr) []lease.Lease {
-	j := judgement{service: service, status: map[netip.Addr]string{}, public: map[netip.Addr]string{}}
+// belongs to the node created first; an address above all to the node that has it in its status, and of several to
+// the one created last: a machine that has the address of one that is no more, or another name than before, joins while
+// the former Node is still there. The answer is the same on every node. service is the API server's address among services.
+func judge(nodes map[string]*record, service netip.Addr, services []netip.Prefix) []lease.Lease {
+	j := judgement{service: service, services: services, status: map[netip.Addr]string{}, public: map[netip.Addr]string{}}
 	all := make([]claimant, 0, len(nodes))
 	for name, r := range nodes {
 		all = append(all, claimant{name, r})
@@ -39,6 +40,13 @@ func judge(nodes map[string]*record, service netip.Addr) []lease.Lease {
 		}
 	}
 	all = slices.DeleteFunc(all, func(c claimant) bool { return !c.takesPart() })
+	for _, c := range all {
+		for _, f := range family.All() {
+			if c.confirmed() && c.lease.Has(f) {
+				j.public[c.lease.Public.Of(f)] = c.name
+			}
+		}
+	}
 	leases := make([]lease.Lease, 0, len(all))
 	// Those whose addresses their own status confirms come first, so that no other can take these.
 	for _, confirmed := range []bool{true, false} {
@@ -75,6 +83,7 @@ func (r *record) confirmed() bool {
 // A judgement is what has been claimed so far.
 type judgement struct {
 	service        netip.Addr
+	services       []netip.Prefix
 	status, public map[netip.Addr]string // to the node that has the address
 	subnets        bart.Table[string]
 }
@@ -87,17 +96,20 @@ func (j *judgement) claim(r *record) error {
 			continue
 		}
 		subnet, public := l.Subnet.Of(f), l.Public.Of(f)
+		in := slices.IndexFunc(j.services, func(p netip.Prefix) bool { return p.Contains(public) })
 		switch holder := j.status[public]; {
 		case j.service.IsValid() && subnet.Contains(j.service):
 			return fmt.Errorf("subnet %s holds the service address %s of the API server", subnet, j.service)
 		case public == j.service:
 			return fmt.Errorf("public address %s is the service address of the API server", public)
+		case in >= 0:
+			return fmt.Errorf("public address %s is in %s, the range of services", public, j.services[in])
 		case j.subnets.OverlapsPrefix(subnet):
 			return fmt.Errorf("subnet %s overlaps that of node %s", subnet, j.subnetHolder(subnet))
 		case holder != "" && !slices.Contains(r.addrs, public):
 			return fmt.Errorf("public address %s is an address of node %s", public, holder)
 		}
-		if other, taken := j.public[public]; taken {
+		if other, taken := j.public[public]; taken && other != l.Node {
 			return fmt.Errorf("public address %s is announced by node %s too", public, other)
 		}
 	}

@@ -93,9 +93,14 @@ func restConfig(cfg Config) (*rest.Config, error) {
 	return clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, overrides).ClientConfig()
 }
 
-// serviceAddress returns the address that the API server has in the service range, if this is a pod.
+// serviceAddress returns the address that the API server has in the service range, if this is a pod. Operators set
+// KUBERNETES_SERVICE_HOST to a node's address, to do without kube-proxy; nobody has a use for doing that to KUBERNETES_PORT.
 func serviceAddress() netip.Addr {
-	a, err := netip.ParseAddr(os.Getenv("KUBERNETES_SERVICE_HOST"))
+	u, err := url.Parse(os.Getenv("KUBERNETES_PORT")) // tcp://10.96.0.1:443
+	if err != nil {
+		return netip.Addr{}
+	}
+	a, err := netip.ParseAddr(u.Hostname())
 	if err != nil {
 		return netip.Addr{}
 	}

@@ -19,8 +19,8 @@ import (
 	"github.com/weftnet/weft/internal/netnstest"
 )
 
-// TestDaemon runs a real flanneld on a real API server through what happens to a node: no podCIDR, hints that
-// change, a new configuration, an API server that is away when the node boots.
+// TestDaemon runs a real flanneld on a real API server through what happens to a node: no podCIDR, one in a range that the
+// network gets later, hints that change, a new configuration, an API server that is away when the node boots.
 func TestDaemon(t *testing.T) {
 	if os.Getenv(insideVariable) == "" {
 		inside(t, "TestDaemon")
@@ -31,19 +31,24 @@ func TestDaemon(t *testing.T) {
 	server := startAPIServer(t)
 	server.grant(t)
 	server.createNode(t, "n1")
-	server.createNode(t, "n2", "10.64.2.0/24")
-	server.annotate(t, "n2", prefix, map[string]*string{
-		"kube-subnet-manager": new("true"), "backend-type": new("vxlan"), "public-ip": new("172.30.0.9"),
-		"backend-data": new(`{"VNI":1,"VtepMAC":"0e:00:00:00:00:09"}`),
-	})
+	for name, peer := range map[string][2]string{"n2": {"10.64.2.0/24", "9"}, "n3": {"10.66.3.0/24", "8"}} {
+		server.createNode(t, name, peer[0])
+		server.annotate(t, name, prefix, map[string]*string{
+			"kube-subnet-manager": new("true"), "backend-type": new("vxlan"), "public-ip": new("172.30.0." + peer[1]),
+			"backend-data": new(`{"VNI":1,"VtepMAC":"0e:00:00:00:00:0` + peer[1] + `"}`),
+		})
+	}
 	n := host{t: t, server: server, dir: t.TempDir(), gate: newGate(t, server.url)}
-	n.configure(`{"Network":"10.65.0.0/16","Backend":{"Type":"vxlan"}}`)
+	n.configure(`{"Network":"10.63.0.0/16","Backend":{"Type":"vxlan"}}`)
 	n.start()
 	n.waits("node n1 has no podCIDR")
 	server.do(t, http.MethodPatch, "/api/v1/nodes/n1", `{"spec":{"podCIDR":"10.64.1.0/24","podCIDRs":["10.64.1.0/24"]}}`)
+	n.waits("podCIDR 10.64.1.0/24 of node n1 is not inside Network 10.63.0.0/16")
+	n.configure(`{"Network":"10.65.0.0/16","Backend":{"Type":"vxlan"}}`)
 	n.waits("podCIDR 10.64.1.0/24 of node n1 is not inside Network 10.65.0.0/16")
-	n.configure(`{"Network":"10.64.0.0/16","Backend":{"Type":"vxlan"}}`)
+	n.configure(`{"Network":"10.65.0.0/16","AdditionalNetworks":["10.64.0.0/16"],"Backend":{"Type":"vxlan"}}`)
 	n.ready()
+	n.networks("10.65.0.0/16,10.64.0.0/16")
 	n.annotated("public-ip", "172.30.0.1")
 	eventually(t, "the condition is set", func() bool {
 		status, reason, _ := server.node(t, "n1").condition("NetworkUnavailable")
@@ -51,17 +56,25 @@ func TestDaemon(t *testing.T) {
 	})
 	n.route("10.64.2.0/24 via 10.64.2.0 dev flannel.1")
 
+	if strings.Contains(n.routes(), "10.66.3.0/24") {
+		t.Error("there is a route to a node outside the network")
+	}
+	const more = `"Network":"10.65.0.0/16","AdditionalNetworks":["10.64.0.0/16","10.66.0.0/16"]`
+	n.configure(`{` + more + `,"Backend":{"Type":"vxlan"}}`)
+	n.route("10.66.3.0/24 via 10.66.3.0 dev flannel.1")
+	n.networks("10.65.0.0/16,10.64.0.0/16,10.66.0.0/16")
+
 	server.setStatus(t, "n1", `{"addresses":[{"type":"InternalIP","address":"172.30.0.2"}]}`)
 	server.annotate(t, "n1", prefix, map[string]*string{"public-ip-overwrite": new("203.0.113.1")})
 	n.annotated("public-ip", "203.0.113.1")
 	server.annotate(t, "n1", prefix, map[string]*string{"public-ip-overwrite": nil, "node-public-ip": new("172.30.0.2")})
 	n.annotated("public-ip", "172.30.0.2")
 
-	n.configure(`{"Network":"10.64.0.0/16","Backend":{"Type":"vxlan","DirectRouting":true}}`)
+	n.configure(`{` + more + `,"Backend":{"Type":"vxlan","DirectRouting":true}}`)
 	n.route("10.64.2.0/24 via 172.30.0.9 dev eth0")
 	n.configure(`{"Network":"10.65.0.0/16","Backend":{"Type":"vxlan"}}`)
 	n.notes("takes effect when flanneld is restarted")
-	n.configure(`{"Network":"10.64.0.0/16","Backend":{"Type":"vxlan"}}`)
+	n.configure(`{` + more + `,"Backend":{"Type":"vxlan"}}`)
 	n.route("10.64.2.0/24 via 10.64.2.0 dev flannel.1")
 	mac := server.node(t, "n1").Metadata.Annotations[prefix+"backend-data"]
 
@@ -165,6 +178,15 @@ func (n *host) routes() string {
 		n.t.Fatal(err)
 	}
 	return string(out)
+}
+
+// networks waits until pods are told of these ranges.
+func (n *host) networks(want string) {
+	n.t.Helper()
+	eventually(n.t, "subnet.env has "+want, func() bool {
+		text, err := os.ReadFile(filepath.Join(n.dir, "subnet.env"))
+		return err == nil && strings.Contains(string(text), "FLANNEL_NETWORK="+want+"\n")
+	})
 }
 
 func (n *host) route(want string) {

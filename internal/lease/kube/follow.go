@@ -80,6 +80,7 @@ type watch struct {
 	selector string
 	feed     feed
 	version  string // everything up to here was handed over; empty: nothing was
+	due      bool   // the last watch ended when it should
 
 	standing func() // called when the watch stands
 	stood    time.Time
@@ -88,6 +89,11 @@ type watch struct {
 // once lists, if need be, and watches until something breaks.
 func (w *watch) once(ctx context.Context) error {
 	if w.version != "" {
+		if !w.due {
+			if err := w.reached(ctx); err != nil {
+				return err
+			}
+		}
 		return w.stream(ctx, false)
 	}
 	err := w.stream(ctx, true)
@@ -102,6 +108,25 @@ func (w *watch) once(ctx context.Context) error {
 	return w.stream(ctx, false)
 }
 
+// reached asks whether the API server is at our version. After a break its etcd may have been set back to a backup, and
+// a watch from our version would say nothing of what is written before it is reached again.
+func (w *watch) reached(ctx context.Context) error {
+	q := w.query()
+	q.Set("limit", "1")
+	raw, err := w.store.do(ctx, call{method: http.MethodGet, path: "api/v1/nodes", query: q}, maxPage)
+	if err != nil {
+		return fmt.Errorf("ask for the version: %w", err)
+	}
+	version, _, err := decodeList(raw, w.store.keys, func(*node) {})
+	if err != nil {
+		return fmt.Errorf("ask for the version: %w", err)
+	}
+	if older(version, w.version) {
+		return fmt.Errorf("%w: the API server is at version %s, before %s", errRelist, version, w.version)
+	}
+	return nil
+}
+
 // pages lists page by page, all as of one version.
 func (w *watch) pages(ctx context.Context) error {
 	w.feed.begin()
@@ -112,7 +137,8 @@ func (w *watch) pages(ctx context.Context) error {
 		if next != "" {
 			q.Set("continue", next)
 		}
-		raw, err := w.store.do(ctx, call{method: http.MethodGet, path: "api/v1/nodes", query: q}, maxPage)
+		// A page of megabytes is no sign of trouble on a slow line; a server that says nothing is noticed earlier.
+		raw, err := w.store.do(ctx, call{method: http.MethodGet, path: "api/v1/nodes", query: q, within: 12 * w.store.cfg.RequestTimeout}, maxPage)
 		if isCode(err, http.StatusGone) {
 			return fmt.Errorf("list: %w: %w", errRelist, err)
 		} else if err != nil {
@@ -140,6 +166,7 @@ func (w *watch) query() url.Values {
 
 // stream watches from w.version on, or begins with all that is there. It returns only with an error.
 func (w *watch) stream(ctx context.Context, listing bool) error {
+	w.due = false
 	limit := 5*time.Minute + rand.N(5*time.Minute) // nodes that started at once do not come back at once
 	q := w.query()
 	q.Set("watch", "true")
@@ -182,6 +209,7 @@ func (w *watch) stream(ctx context.Context, listing bool) error {
 				// A server whose etcd was set back says nothing before it has reached our version.
 				return fmt.Errorf("%w: not even a bookmark came after version %s", errRelist, w.version)
 			}
+			w.due = time.Since(began) > limit-2*time.Second // the server counts whole seconds, from a little earlier
 			return errEnded
 		}
 		if heard = true; err == nil {

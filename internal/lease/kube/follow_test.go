@@ -21,6 +21,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -29,8 +30,8 @@ import (
 	"github.com/weftnet/weft/internal/lease"
 )
 
-// A script answers the requests for Nodes one by one: the failures that a real API server will not produce on
-// demand. When it is at its end, requests hang until the test ends.
+// A script answers the requests for Nodes one by one, but for howFar: the failures that a real API server will not produce
+// on demand. When it is at its end, requests hang until the test ends.
 type script struct {
 	t     *testing.T
 	done  chan struct{}
@@ -48,7 +49,9 @@ func (s *script) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.mu.Lock()
 	s.asked = append(s.asked, q.Encode())
 	var next step = hang
-	if len(s.steps) > 0 {
+	if q.Encode() == howFar {
+		next = page("1000", "more", peer(1, "5"))
+	} else if len(s.steps) > 0 {
 		next, s.steps = s.steps[0], s.steps[1:]
 	}
 	s.mu.Unlock()
@@ -139,6 +142,7 @@ func gone(t *testing.T) []byte {
 const (
 	listing  = "resourceVersionMatch=NotOlderThan&sendInitialEvents=true&watch=true"
 	firstFew = "limit=200"
+	howFar   = "limit=1" // asked after a break, before a watch goes on
 )
 
 func from(version string) string { return "resourceVersion=" + version + "&watch=true" }
@@ -162,7 +166,7 @@ func TestFollow(t *testing.T) {
 		{"no peers are a complete list too", []step{says(complete("7"))}, []string{""}, []string{listing}},
 		{"a watch that ends in order goes on where it was",
 			[]step{ends(added(1, "5"), complete("7"), bookmark("9")), says(added(2, "10"))},
-			[]string{"1", "1 2"}, []string{listing, from("9")}},
+			[]string{"1", "1 2"}, []string{listing, howFar, from("9")}},
 		{"servers that do not stream lists",
 			[]step{refuses(422), page("7", "more", peer(1, "5")), page("7", "", peer(2, "6")), says(added(3, "8"))},
 			[]string{"1 2", "1 2 3"}, []string{listing, firstFew, "continue=more&limit=200", from("7")}},
@@ -174,16 +178,16 @@ func TestFollow(t *testing.T) {
 			[]string{"2"}, []string{listing, firstFew, "continue=more&limit=200", listing}},
 		{"410 Gone to a watch",
 			[]step{ends(added(1, "5"), complete("7")), refuses(410), says(added(2, "20"), complete("21"))},
-			[]string{"1", "2"}, []string{listing, from("7"), listing}},
+			[]string{"1", "2"}, []string{listing, howFar, from("7"), listing}},
 		{"410 Gone in a watch",
 			[]step{ends(added(1, "5"), complete("7")), ends(gone), says(added(2, "20"), complete("21"))},
-			[]string{"1", "2"}, []string{listing, from("7"), listing}},
+			[]string{"1", "2"}, []string{listing, howFar, from("7"), listing}},
 		{"the server was set back to a backup",
 			[]step{says(added(1, "500"), complete("700"), bookmark("300")), says(added(2, "20"), complete("301"))},
 			[]string{"1", "2"}, []string{listing, listing}},
 		{"errors of the server change nothing",
 			[]step{refuses(503), ends(added(1, "5"), complete("7")), refuses(500), refuses(429, "Retry-After", "1"), refuses(403), says(added(2, "8"))},
-			[]string{"1", "1 2"}, []string{listing, listing, from("7"), from("7"), from("7"), from("7")}},
+			[]string{"1", "1 2"}, []string{listing, listing, howFar, from("7"), howFar, from("7"), howFar, from("7"), howFar, from("7")}},
 		{"rubbish changes nothing",
 			[]step{
 				ends(added(1, "5"), complete("7")),
@@ -193,7 +197,7 @@ func TestFollow(t *testing.T) {
 				ends(func(t *testing.T) []byte { return added(2, "8")(t)[:40] }),
 				says(added(3, "9")),
 			},
-			[]string{"1", "1 3"}, []string{listing, from("7"), from("7"), from("7"), from("7"), from("7")}},
+			[]string{"1", "1 3"}, []string{listing, howFar, from("7"), howFar, from("7"), howFar, from("7"), howFar, from("7"), howFar, from("7")}},
 		{"a server that falls silent in the middle of a list",
 			[]step{says(added(1, "5")), says(added(2, "6"), complete("7"))},
 			[]string{"2"}, []string{listing, listing}},
@@ -212,7 +216,7 @@ func play(t *testing.T, steps []step, want, asked []string) {
 	defer server.Close()
 	defer close(s.done)
 	store := testStore(t, server.URL)
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
 	sets := make(chan string, 10)
 	ended := make(chan error, 1)
@@ -247,7 +251,7 @@ func testStore(t *testing.T, server string) *Store {
 	if err != nil {
 		t.Fatal(err)
 	}
-	store, err := New(Quick(Config{APIURL: u, NodeName: "n1", Prefix: testKeys.prefix}), slog.New(slog.DiscardHandler))
+	store, err := New(Config{APIURL: u, NodeName: "n1", Prefix: testKeys.prefix}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -274,27 +278,32 @@ func peersOf(ls []lease.Lease) string {
 	return strings.Join(names, " ")
 }
 
+// badGateway is a server that is away, behind a proxy that is not.
+type badGateway struct{ requests int }
+
+func (b *badGateway) RoundTrip(r *http.Request) (*http.Response, error) {
+	b.requests++
+	return &http.Response{StatusCode: http.StatusBadGateway, Header: http.Header{}, Request: r, Body: io.NopCloser(strings.NewReader("<html>no</html>"))}, nil
+}
+
 // TestOutage: a server that is away for long ends nothing, and is not asked in a storm.
 func TestOutage(t *testing.T) {
-	requests := make(chan struct{}, 1000)
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		requests <- struct{}{}
-		w.WriteHeader(http.StatusBadGateway)
-		_, _ = io.WriteString(w, "<html>no</html>")
-	}))
-	defer server.Close()
-	store := testStore(t, server.URL)
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
-	defer cancel()
-	if err := store.Run(ctx, func() {}); err != context.DeadlineExceeded {
-		t.Errorf("got %v", err)
-	}
-	if n := len(requests); n < 2 || n > 10 {
-		t.Errorf("%d requests in two seconds", n)
-	}
-	if st := store.Stats(); st.Connected || st.RequestsFailed == 0 {
-		t.Errorf("got %+v", st)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		server := &badGateway{}
+		store := testStore(t, "http://127.0.0.1:1")
+		store.client.Store(&http.Client{Transport: server})
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+		defer cancel()
+		if err := store.Run(ctx, func() {}); err != context.DeadlineExceeded {
+			t.Errorf("got %v", err)
+		}
+		if n := server.requests; n < 2 || n > 10 {
+			t.Errorf("%d requests in two seconds", n)
+		}
+		if st := store.Stats(); st.Connected || st.RequestsFailed == 0 {
+			t.Errorf("got %+v", st)
+		}
+	})
 }
 
 // TestPlainHTTPGetsNoToken: a pod gives its credentials to an API server over TLS only.
@@ -305,8 +314,9 @@ func TestPlainHTTPGetsNoToken(t *testing.T) {
 		}
 	}))
 	defer server.Close()
-	t.Setenv("KUBERNETES_SERVICE_HOST", "10.96.0.1")
-	t.Setenv("KUBERNETES_SERVICE_PORT", "443")
+	t.Setenv("KUBERNETES_SERVICE_HOST", "192.0.2.1") // by an operator: the address of a node
+	t.Setenv("KUBERNETES_SERVICE_PORT", "6443")
+	t.Setenv("KUBERNETES_PORT", "tcp://10.96.0.1:443") // by the kubelet
 	store := testStore(t, server.URL)
 	if _, err := store.do(t.Context(), call{method: http.MethodGet, path: "version", accept: "application/json"}, 1000); err != nil {
 		t.Error(err)

@@ -44,6 +44,7 @@ type Config struct {
 
 	Prefix      string // of annotations, as keys begin: "flannel.alpha.coreos.com/"
 	NetConfFile string
+	Services    []netip.Prefix // ranges of the cluster's services, as far as they are known
 
 	// SetCondition makes SetReady keep the Node's condition NetworkUnavailable false.
 	SetCondition bool

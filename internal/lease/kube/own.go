@@ -19,6 +19,7 @@ type own struct {
 	name    string     // empty: not known yet
 	known   bool       // the API server has told
 	node    *node      // nil: there is none
+	version string     // up to where the watch has told
 	trouble error      // why it is not known
 	changed chan struct{}
 }
@@ -72,7 +73,7 @@ func (o *own) wait(ctx context.Context) (*node, <-chan struct{}, error) {
 func (o *own) see(n *node) (news bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if have := o.node; have != nil && n != nil && have.uid == n.uid && older(n.version, have.version) {
+	if n != nil && (older(n.version, o.version) || o.node != nil && older(n.version, o.node.version)) {
 		return false
 	}
 	return o.take(n)
@@ -132,7 +133,11 @@ func (o *own) feed(s *Store, changed func()) feed {
 			listing = false
 			tell(o.seeListed(listed))
 		},
-		synced: func(string) {},
+		synced: func(version string) {
+			o.mu.Lock()
+			defer o.mu.Unlock()
+			o.version = version
+		},
 		stopped: func(err error) {
 			s.health.Count(func(t *Stats) { t.WatchRestarts++ })
 			if _, known, _ := o.now(); !known {

@@ -24,7 +24,8 @@ func (s *Store) keepCondition(ctx context.Context) error {
 		return ctx.Err()
 	}
 	const op = "set node condition " + networkUnavailable
-	again := storehealth.Pause{First: time.Second, Last: time.Minute}
+	again := storehealth.Pause{First: time.Second, Last: time.Minute} // between writes that others provoke, or that are refused
+	retry := storehealth.Pause{First: firstRetry, Last: lastRetry}
 	told := false
 	for {
 		n, changed, err := s.own.wait(ctx)
@@ -44,8 +45,13 @@ func (s *Store) keepCondition(ctx context.Context) error {
 			told = true
 			s.health.Worked(op)
 			s.own.see(after)
+			retry.Reset()
 		}
-		if err := storehealth.Sleep(ctx, max(again.Next(), retryAfter(err))); err != nil {
+		pause := &again
+		if err != nil && transient(err) {
+			pause = &retry
+		}
+		if err := storehealth.Sleep(ctx, max(pause.Next(), retryAfter(err))); err != nil {
 			return err
 		}
 	}

@@ -2,6 +2,7 @@ package kube
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -75,7 +76,8 @@ type call struct {
 	query        url.Values
 	body         []byte
 	bodyType     string
-	accept       string // protobuf if empty
+	accept       string        // protobuf if empty
+	within       time.Duration // that do waits; the request timeout if 0
 }
 
 // send sends c and returns the response once its header is there and says 2xx.
@@ -162,10 +164,10 @@ func printable(b []byte, n int) string {
 	}, b))
 }
 
-// do makes one request within the request timeout and returns the message in the response, of at most limit
-// bytes.
+// do makes one request and returns the message in the response, of at most limit bytes.
 func (s *Store) do(ctx context.Context, c call, limit int64) ([]byte, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, s.cfg.RequestTimeout, fmt.Errorf("no answer within %s", s.cfg.RequestTimeout))
+	within := cmp.Or(c.within, s.cfg.RequestTimeout)
+	ctx, cancel := context.WithTimeoutCause(ctx, within, fmt.Errorf("no answer within %s", within))
 	defer cancel()
 	resp, err := s.send(ctx, c)
 	if err != nil {
@@ -233,7 +235,7 @@ func (s *Store) findNode(ctx context.Context) (string, error) {
 		return s.cfg.NodeName, nil
 	}
 	const op = "look up the pod for the name of its node"
-	p := storehealth.Pause{First: time.Second, Last: 30 * time.Second}
+	p := storehealth.Pause{First: firstRetry, Last: lastRetry}
 	for {
 		name, err := s.podNode(ctx)
 		switch {

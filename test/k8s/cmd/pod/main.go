@@ -100,7 +100,7 @@ func get(url, count string) error {
 	if err != nil {
 		return err
 	}
-	client := http.Client{Timeout: 3 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	client := http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
 	answers := map[string]int{}
 	for range n {
 		answers[ask(&client, url)]++
