@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -33,7 +34,7 @@ func (o *Options) finish(getenv func(string) string) []error {
 		o.Notes = append(o.Notes, "EVENT_QUEUE_DEPTH has no effect: there is no queue of events")
 	}
 
-	if a, err := netip.ParseAddr(getenv("KUBERNETES_SERVICE_HOST")); err == nil && o.Kube.Enabled {
+	if a := apiService(getenv("KUBERNETES_PORT")); a.IsValid() && o.Kube.Enabled {
 		o.ServiceRanges = append(o.ServiceRanges, netip.PrefixFrom(a, a.BitLen())) // all that a pod knows of the range
 	}
 	if slices.ContainsFunc(o.Given, func(s Setting) bool { return s.Name == "--iptables-resync" || s.Name == "FLANNELD_IPTABLES_RESYNC" }) {
@@ -75,4 +76,19 @@ func Socket(subnetFile string) string {
 // the file, so that it is gone after a reboot like the device.
 func TunnelFile(subnetFile string) string {
 	return strings.TrimSuffix(subnetFile, ".env") + ".tunnel.json"
+}
+
+// apiService returns the address that the API server has among the cluster's services, from what the kubelet tells pods:
+// tcp://10.96.0.1:443. Operators set KUBERNETES_SERVICE_HOST to a node's address, to do without kube-proxy; nobody has a
+// use for doing that to this.
+func apiService(port string) netip.Addr {
+	u, err := url.Parse(port)
+	if err != nil {
+		return netip.Addr{}
+	}
+	a, err := netip.ParseAddr(u.Hostname())
+	if err != nil {
+		return netip.Addr{}
+	}
+	return a
 }

@@ -154,12 +154,12 @@ func TestEnvironment(t *testing.T) {
 				o.Notes = []string{"CONT_WHEN_CACHE_NOT_READY has no effect: nothing waits for a cache",
 					"EVENT_QUEUE_DEPTH has no effect: there is no queue of events"}
 			}},
-		{"the first service of the cluster", []string{"--kube-subnet-mgr", "--service-range=fd96::/108"}, []string{"KUBERNETES_SERVICE_HOST=10.96.0.1"},
+		{"the first service of the cluster", []string{"--kube-subnet-mgr", "--service-range=fd96::/108"}, []string{"KUBERNETES_SERVICE_HOST=192.0.2.1", "KUBERNETES_PORT=tcp://10.96.0.1:443"},
 			func(o *Options) {
 				o.Kube.Enabled = true
 				o.ServiceRanges = []netip.Prefix{netip.MustParsePrefix("fd96::/108"), netip.MustParsePrefix("10.96.0.1/32")}
 			}},
-		{"a service that is no concern of etcd's", nil, []string{"KUBERNETES_SERVICE_HOST=10.96.0.1"}, func(*Options) {}},
+		{"a service that is no concern of etcd's", nil, []string{"KUBERNETES_PORT=tcp://10.96.0.1:443"}, func(*Options) {}},
 		{"every address for health checks", []string{"--healthz-ip="}, nil, func(o *Options) { o.Healthz = netip.MustParseAddrPort("[::]:0") }},
 		{"as in the original's manifest", nil, []string{"CONT_WHEN_CACHE_NOT_READY=false"}, func(*Options) {}},
 		{"a password without a user", []string{"--etcd-password=p"}, nil, func(o *Options) {

@@ -260,18 +260,18 @@ func TestJudge(t *testing.T) {
 		{"a younger node with a wider subnet", map[string]*record{"a": member("10.0.0.0/16", a, 2, a), "b": member("10.0.1.0/24", b, 1, b)},
 			map[string]string{"a": "subnet 10.0.0.0/16 overlaps that of node b"}},
 		{"the address of the API server", map[string]*record{"a": member("10.0.1.0/24", "10.96.0.1", 2, a)},
-			map[string]string{"a": "public address 10.96.0.1 is the service address of the API server"}},
+			map[string]string{"a": "public address 10.96.0.1 is in 10.96.0.1/32, which is for services"}},
 		{"another service's address", map[string]*record{"a": member("10.0.1.0/24", "10.111.0.9", 2, "10.111.0.9")},
-			map[string]string{"a": "public address 10.111.0.9 is in 10.96.0.0/12, the range of services"}},
+			map[string]string{"a": "public address 10.111.0.9 is in 10.110.0.0/15, which is for services"}},
 		{"the services' range", map[string]*record{"a": member("10.96.0.0/24", a, 2, a)},
-			map[string]string{"a": "subnet 10.96.0.0/24 holds the service address 10.96.0.1 of the API server"}},
+			map[string]string{"a": "subnet 10.96.0.0/24 overlaps the services of the cluster, 10.96.0.1/32"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			for name, r := range c.nodes {
 				r.lease.Node = name
 			}
 			got := map[string]string{}
-			for _, l := range judge(c.nodes, netip.MustParseAddr("10.96.0.1"), []netip.Prefix{netip.MustParsePrefix("10.96.0.0/12")}) {
+			for _, l := range judge(c.nodes, []netip.Prefix{netip.MustParsePrefix("10.96.0.1/32"), netip.MustParsePrefix("10.110.0.0/15")}) {
 				if l.Refused != "" {
 					got[l.Node] = l.Refused
 				}

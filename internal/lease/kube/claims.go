@@ -22,9 +22,10 @@ const (
 // annotations can be written by whoever holds the account that all agents share. A subnet or an address
 // belongs to the node created first; an address above all to the node that has it in its status, and of several to
 // the one created last: a machine that has the address of one that is no more, or another name than before, joins while
-// the former Node is still there. The answer is the same on every node. service is the API server's address among services.
-func judge(nodes map[string]*record, service netip.Addr, services []netip.Prefix) []lease.Lease {
-	j := judgement{service: service, services: services, status: map[netip.Addr]string{}, public: map[netip.Addr]string{}}
+// the former Node is still there. The answer is the same on every node. services is what is known
+// of the ranges of the cluster's services.
+func judge(nodes map[string]*record, services []netip.Prefix) []lease.Lease {
+	j := judgement{services: services, status: map[netip.Addr]string{}, public: map[netip.Addr]string{}}
 	all := make([]claimant, 0, len(nodes))
 	for name, r := range nodes {
 		all = append(all, claimant{name, r})
@@ -82,7 +83,6 @@ func (r *record) confirmed() bool {
 
 // A judgement is what has been claimed so far.
 type judgement struct {
-	service        netip.Addr
 	services       []netip.Prefix
 	status, public map[netip.Addr]string // to the node that has the address
 	subnets        bart.Table[string]
@@ -96,14 +96,15 @@ func (j *judgement) claim(r *record) error {
 			continue
 		}
 		subnet, public := l.Subnet.Of(f), l.Public.Of(f)
-		in := slices.IndexFunc(j.services, func(p netip.Prefix) bool { return p.Contains(public) })
+		for _, p := range j.services {
+			if subnet.Overlaps(p) {
+				return fmt.Errorf("subnet %s overlaps the services of the cluster, %s", subnet, p)
+			}
+			if p.Contains(public) {
+				return fmt.Errorf("public address %s is in %s, which is for services", public, p)
+			}
+		}
 		switch holder := j.status[public]; {
-		case j.service.IsValid() && subnet.Contains(j.service):
-			return fmt.Errorf("subnet %s holds the service address %s of the API server", subnet, j.service)
-		case public == j.service:
-			return fmt.Errorf("public address %s is the service address of the API server", public)
-		case in >= 0:
-			return fmt.Errorf("public address %s is in %s, the range of services", public, j.services[in])
 		case j.subnets.OverlapsPrefix(subnet):
 			return fmt.Errorf("subnet %s overlaps that of node %s", subnet, j.subnetHolder(subnet))
 		case holder != "" && !slices.Contains(r.addrs, public):

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"net/netip"
 	"net/url"
 	"os"
 	"strings"
@@ -91,20 +90,6 @@ func restConfig(cfg Config) (*rest.Config, error) {
 	}
 	rules := &clientcmd.ClientConfigLoadingRules{ExplicitPath: cfg.Kubeconfig}
 	return clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, overrides).ClientConfig()
-}
-
-// serviceAddress returns the address that the API server has in the service range, if this is a pod. Operators set
-// KUBERNETES_SERVICE_HOST to a node's address, to do without kube-proxy; nobody has a use for doing that to KUBERNETES_PORT.
-func serviceAddress() netip.Addr {
-	u, err := url.Parse(os.Getenv("KUBERNETES_PORT")) // tcp://10.96.0.1:443
-	if err != nil {
-		return netip.Addr{}
-	}
-	a, err := netip.ParseAddr(u.Hostname())
-	if err != nil {
-		return netip.Addr{}
-	}
-	return a
 }
 
 // TokenNode returns the name of the node that this pod's token is bound to, as API servers of 1.30 and

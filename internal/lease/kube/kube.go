@@ -68,9 +68,6 @@ type Store struct {
 	health  *storehealth.Health
 	log     *slog.Logger
 
-	// service is the API server's address inside the cluster, out of the service range; zero: unknown.
-	service netip.Addr
-
 	ready chan struct{} // closed by SetReady
 	once  sync.Once     // closes ready
 
@@ -102,8 +99,8 @@ func New(cfg Config, log *slog.Logger) (*Store, error) {
 	}
 	s := &Store{
 		cfg: cfg, keys: keys{cfg.Prefix}, base: base, log: log,
-		health: storehealth.New("API server", log, func(error) bool { return false }), service: serviceAddress(),
-		ready: make(chan struct{}), own: newOwn(cfg.NodeName),
+		health: storehealth.New("API server", log, func(error) bool { return false }),
+		ready:  make(chan struct{}), own: newOwn(cfg.NodeName),
 	}
 	s.client.Store(client)
 	s.renewed.Store(time.Now().Unix())

@@ -188,7 +188,7 @@ func (s *set) leases() (leases []lease.Lease, problems map[string]string, ok boo
 			problems[name] = r.problem
 		}
 	}
-	leases = judge(s.nodes, s.store.service, s.store.cfg.Services)
+	leases = judge(s.nodes, s.store.cfg.Services)
 	for _, l := range leases {
 		if l.Refused != "" {
 			problems[l.Node] = l.Refused
