@@ -238,7 +238,7 @@ func (a *Agent) recallFiles() {
 	if err != nil || json.Unmarshal(s.Settings, &set) != nil {
 		set = settings{}
 	}
-	a.ways.inherit(set.Ways)
+	a.ways.inherit(set)
 	f, err := subnetfile.Read(a.opts.SubnetFile)
 	if err != nil {
 		f = subnetfile.File{}

@@ -1,0 +1,183 @@
+package agent
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/weftnet/weft/internal/lease"
+	"github.com/weftnet/weft/internal/lease/leasetest"
+	"github.com/weftnet/weft/internal/plan"
+)
+
+const portConfig = `{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan","Port":4789}}`
+
+const (
+	oldKey lease.Key = "vxlan/1/8472"
+	newKey lease.Key = "vxlan/1/4789"
+)
+
+// fakeProber says of ways what a test has it say.
+type fakeProber struct {
+	mu      sync.Mutex // guards what follows
+	probes  []plan.Probe
+	say     func(plan.WayID) plan.Health
+	changed func()
+}
+
+func (p *fakeProber) Set(probes []plan.Probe) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.probes = slices.Clone(probes)
+}
+
+func (p *fakeProber) Health() (map[plan.WayID]plan.Health, map[plan.WayID]string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	m := map[plan.WayID]plan.Health{}
+	for _, t := range p.probes {
+		m[t.WayID] = p.say(t.WayID)
+	}
+	return m, nil
+}
+
+func (p *fakeProber) Stats() (sent, answered uint64) { return 0, 0 }
+
+// Run tells of news every 100 ms, where there are any.
+func (p *fakeProber) Run(ctx context.Context, changed func()) error {
+	var last map[plan.WayID]plan.Health
+	for {
+		if h, _ := p.Health(); !maps.Equal(h, last) {
+			last = h
+			changed()
+		}
+		if rest(ctx, 100*time.Millisecond) != nil {
+			return nil
+		}
+	}
+}
+
+func (p *fakeProber) tell(say func(plan.WayID) plan.Health) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.say = say
+}
+
+func all(h plan.Health) func(plan.WayID) plan.Health {
+	return func(plan.WayID) plan.Health { return h }
+}
+
+// keyed returns a peer that receives on keys of VNI 1 and sends on them.
+func keyed(n byte, keys ...lease.Key) lease.Lease {
+	l := peer(n)
+	data := l.Receive[0].Data
+	l.Receive = nil
+	for _, k := range keys {
+		l.Receive = append(l.Receive, lease.Receiver{Key: k, Type: "vxlan", Data: data})
+	}
+	l.Send = keys
+	return l
+}
+
+func (r *rig) way(t *testing.T, n byte) lease.Key {
+	t.Helper()
+	for _, p := range r.Status().Paths {
+		if p.Subnet == peer(n).Subnet.V4 && p.Way != nil {
+			return p.Way.Key
+		}
+	}
+	return ""
+}
+
+// onTheNewWay is a node that has come to reach one peer by a new way, and another one by the old way only, and that
+// has stopped.
+func onTheNewWay(t *testing.T, dir string, mem *leasetest.Memory) {
+	t.Helper()
+	mem.SetConfig([]byte(vxlanConfig))
+	mem.Put(keyed(200, newKey, oldKey))
+	mem.Put(keyed(201, oldKey))
+	r := newRig(t, dir, mem)
+	r.parts.Prober = &fakeProber{say: all(plan.Good)}
+	stop := r.start(t)
+	settle(5 * time.Second)
+	mem.SetConfig([]byte(portConfig))
+	settle(20 * time.Second)
+	if k := r.way(t, 200); k != newKey {
+		t.Fatalf("on %s\n%s", k, r.log)
+	}
+	stop()
+}
+
+// slowLeases is a store that tells its leases late, slowLease one that gives this node's late.
+type (
+	slowLeases struct{ lease.Store }
+	slowLease  struct{ lease.Store }
+)
+
+func (s slowLeases) Watch(ctx context.Context, f func([]lease.Lease)) error {
+	if err := rest(ctx, time.Second); err != nil {
+		return err
+	}
+	return s.Store.Watch(ctx, f)
+}
+
+func (s slowLease) Acquire(ctx context.Context, self lease.Self) (lease.Lease, error) {
+	if err := rest(ctx, time.Second); err != nil {
+		return lease.Lease{}, err
+	}
+	return s.Store.Acquire(ctx, self)
+}
+
+// A restart does not move peers, whatever the store tells first.
+func TestAWayInUseOutlivesARestart(t *testing.T) {
+	for name, slow := range map[string]func(lease.Store) lease.Store{
+		"the peers come late":  func(s lease.Store) lease.Store { return slowLeases{s} },
+		"the lease comes late": func(s lease.Store) lease.Store { return slowLease{s} },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				dir, mem := t.TempDir(), leasetest.NewMemory()
+				onTheNewWay(t, dir, mem)
+				r := newRig(t, dir, mem)
+				r.parts.Store, r.parts.Prober = slow(r.parts.Store), &fakeProber{say: all(plan.Unknown)}
+				defer r.start(t)()
+				settle(5 * time.Second)
+				if k := r.way(t, 200); k != newKey {
+					t.Errorf("on %s\n%s", k, r.log)
+				}
+			})
+		})
+	}
+}
+
+// A way that breaks while agents are away is left too: both ends may have to try another one before any probe comes
+// back, since answers take the way that the peer uses.
+func TestAWayThatBreaksDuringARestartIsLeft(t *testing.T) {
+	for name, slow := range map[string]func(lease.Store) lease.Store{
+		"the peers come late":  func(s lease.Store) lease.Store { return slowLeases{s} },
+		"the lease comes late": func(s lease.Store) lease.Store { return slowLease{s} },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				dir, mem := t.TempDir(), leasetest.NewMemory()
+				onTheNewWay(t, dir, mem)
+				r := newRig(t, dir, mem)
+				r.parts.Store, r.parts.Prober = slow(r.parts.Store), &fakeProber{say: func(id plan.WayID) plan.Health {
+					if id.Key == oldKey {
+						return plan.Try
+					}
+					return plan.Dead
+				}}
+				defer r.start(t)()
+				settle(5 * time.Second)
+				if k := r.way(t, 200); k != oldKey {
+					t.Errorf("on %s\n%s", k, r.log)
+				}
+			})
+		})
+	}
+}
