@@ -11,6 +11,7 @@ import (
 
 	"github.com/weftnet/weft/internal/lease"
 	"github.com/weftnet/weft/internal/lease/leasetest"
+	"github.com/weftnet/weft/internal/netconf"
 	"github.com/weftnet/weft/internal/plan"
 )
 
@@ -180,4 +181,95 @@ func TestAWayThatBreaksDuringARestartIsLeft(t *testing.T) {
 			})
 		})
 	}
+}
+
+// The snapshot knows another backend than the store, which tells of its configuration last.
+func TestALateConfigurationIsFollowed(t *testing.T) {
+	for name, config := range map[string]string{
+		"another network": `{"Network":"10.99.0.0/16","Backend":{"Type":"vxlan"}}`,
+		"alloc":           `{"Network":"10.244.0.0/16","Backend":{"Type":"alloc"}}`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				dir, mem := t.TempDir(), leasetest.NewMemory()
+				mem.SetConfig([]byte(vxlanConfig))
+				first := newRig(t, dir, mem)
+				stop := first.start(t)
+				settle(10 * time.Second)
+				stop()
+
+				mem.SetConfig([]byte(config))
+				second := newRig(t, dir, mem)
+				second.parts.Store = lateConfig{second.parts.Store}
+				defer second.start(t)()
+				settle(5 * time.Second)
+				if st := second.Status(); !st.Ready || st.Snapshot != nil {
+					t.Fatalf("status %+v\n%s", st, second.log)
+				}
+				settle(10 * time.Minute)
+				want, _, err := netconf.Parse([]byte(config), netconf.Etcd)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if st := second.Status(); *second.inputs().config != want || !st.Ready {
+					t.Errorf("in force: %+v, status %+v\n%s", *second.inputs().config, st, second.log)
+				}
+			})
+		})
+	}
+}
+
+// lateConfig is a store that tells of its configuration after everything else.
+type lateConfig struct{ lease.Store }
+
+func (s lateConfig) WatchConfig(ctx context.Context, f func([]byte)) error {
+	if err := rest(ctx, time.Minute); err != nil {
+		return err
+	}
+	return s.Store.WatchConfig(ctx, f)
+}
+
+// A slow store answers a second after it has written, and keeps all that was written.
+type slowStore struct {
+	lease.Store
+	wrote *[]lease.Self
+}
+
+func (s slowStore) Acquire(ctx context.Context, self lease.Self) (lease.Lease, error) {
+	l, err := s.Store.Acquire(ctx, self)
+	*s.wrote = append(*s.wrote, self)
+	if err := rest(ctx, time.Second); err != nil {
+		return lease.Lease{}, err
+	}
+	return l, err
+}
+
+// Who sees a serial number has seen all that was published before it: no two publications have the same one, not even
+// where a change is taken back while the store is about to answer.
+func TestWhatIsPublishedIsCounted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		mem := leasetest.NewMemory()
+		mem.SetConfig([]byte(vxlanConfig))
+		mem.Put(keyed(200, newKey, oldKey))
+		r := newRig(t, t.TempDir(), mem)
+		var wrote []lease.Self
+		r.parts.Store = slowStore{r.parts.Store, &wrote}
+		defer r.start(t)()
+		settle(20 * time.Second)
+		for _, config := range []string{portConfig, vxlanConfig, portConfig, vxlanConfig} {
+			mem.SetConfig([]byte(config))
+			settle(300 * time.Millisecond)
+		}
+		settle(30 * time.Second)
+		for i, w := range wrote[1:] {
+			before := wrote[i]
+			same := slices.Equal(before.Receive, w.Receive) && slices.Equal(before.Send, w.Send)
+			if w.Serial < before.Serial || w.Serial == before.Serial && !same {
+				t.Errorf("%d was published as %v, and then %d as %v", before.Serial, before.Send, w.Serial, w.Send)
+			}
+		}
+		if len(wrote) < 3 {
+			t.Errorf("published %d times only", len(wrote))
+		}
+	})
 }
