@@ -212,3 +212,35 @@ func TestStrictFiltersAreLoosenedWhereTwoWaysAreOpen(t *testing.T) {
 		}
 	}
 }
+
+// Nodes of the original that are started with DirectRouting are peers of those that show vxlan only. Those that still
+// run host-gw are cut off by that.
+func TestFromHostGWToDirectRoutingTheOriginalIsToldOfVXLAN(t *testing.T) {
+	for _, tc := range []struct {
+		name  string
+		peer  lease.Lease
+		first lease.Key
+	}{
+		{"no original", keyed(2, []lease.Key{"host-gw"}, []lease.Key{"host-gw"}), old},
+		{"one on vxlan", vxlanNode(2), old},
+		{"one on host-gw", node(2, "host-gw", ""), "host-gw"},
+	} {
+		for _, receive := range [][]lease.Key{{"host-gw"}, {"host-gw", old}} {
+			in := input(netconf.VXLAN{VNI: 1, DirectRouting: true}, keyed(1, receive, receive), tc.peer)
+			in.Complete = true
+			if got := build(t, in).Offer.Receive; len(got) != 2 || got[0].Key != tc.first {
+				t.Errorf("%s: from %v to %v, want %s first", tc.name, receive, got, tc.first)
+			}
+		}
+	}
+}
+
+// A node that stays as it is lets go of what it was about to: its peers wait for that.
+func TestANodeThatCannotFollowLetsGoAllTheSame(t *testing.T) {
+	keys := []lease.Key{next, old}
+	in := input(netconf.HostGW{}, keyed(1, keys, keys), keyed(2, keys, []lease.Key{next}))
+	in.Self.Uplink.Public.V4, in.Complete = addr("192.0.2.1"), true
+	if o := build(t, in).Offer; !slices.Equal(o.Send, []lease.Key{next}) || len(o.Receive) != 1 || len(o.Kept) == 0 {
+		t.Errorf("offer %+v", o)
+	}
+}

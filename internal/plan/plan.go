@@ -131,7 +131,7 @@ func Build(in Input) (Plan, error) {
 	if err != nil {
 		return Plan{}, err
 	}
-	if _, _, err := turning(in, nil); err != nil {
+	if _, _, err := turning(in, func(lease.Key) bool { return true }); err != nil {
 		return Plan{}, err
 	}
 	p := Plan{State: state.New(), Open: openKeys(in)}
