@@ -2,7 +2,10 @@ package agent
 
 import (
 	"context"
+	"fmt"
 	"maps"
+	"math/rand/v2"
+	"net/netip"
 	"slices"
 	"sync"
 	"testing"
@@ -13,6 +16,7 @@ import (
 	"github.com/weftnet/weft/internal/lease/leasetest"
 	"github.com/weftnet/weft/internal/netconf"
 	"github.com/weftnet/weft/internal/plan"
+	"github.com/weftnet/weft/internal/state"
 )
 
 const portConfig = `{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan","Port":4789}}`
@@ -272,4 +276,121 @@ func TestWhatIsPublishedIsCounted(t *testing.T) {
 			t.Errorf("published %d times only", len(wrote))
 		}
 	})
+}
+
+// A lateStore tells everything after a while, another one each time.
+type lateStore struct {
+	lease.Store
+	late func() time.Duration
+}
+
+func (s lateStore) WatchConfig(ctx context.Context, f func([]byte)) error {
+	return s.Store.WatchConfig(ctx, func(raw []byte) {
+		if rest(ctx, s.late()) == nil {
+			f(raw)
+		}
+	})
+}
+
+func (s lateStore) Watch(ctx context.Context, f func([]lease.Lease)) error {
+	return s.Store.Watch(ctx, func(ls []lease.Lease) {
+		if rest(ctx, s.late()) == nil {
+			f(ls)
+		}
+	})
+}
+
+func (s lateStore) Acquire(ctx context.Context, self lease.Self) (lease.Lease, error) {
+	if err := rest(ctx, s.late()); err != nil {
+		return lease.Lease{}, err
+	}
+	l, err := s.Store.Acquire(ctx, self)
+	if late := rest(ctx, s.late()); late != nil {
+		return lease.Lease{}, late
+	}
+	return l, err
+}
+
+// Agents come to rest after any changes, restarts and delays, with no pass that nobody asked for: each has let go of all
+// that the last configuration does not select, and reaches all others by what it prefers.
+func TestAChangeNeedsNoResync(t *testing.T) {
+	configs := map[string][]lease.Key{
+		`{"Type":"vxlan"}`:                      {"vxlan/1/8472"},
+		`{"Type":"vxlan","DirectRouting":true}`: {"host-gw", "vxlan/1/8472"},
+		`{"Type":"vxlan","Port":4789}`:          {"vxlan/1/4789"},
+		`{"Type":"vxlan","VNI":2}`:              {"vxlan/2/8472"},
+		`{"Type":"vxlan","GBP":true}`:           {"vxlan/1/8472/gbp"},
+		`{"Type":"host-gw"}`:                    {"host-gw"},
+	}
+	names := slices.Sorted(maps.Keys(configs))
+	for seed := range uint64(20) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var mu sync.Mutex // guards r
+				r := rand.New(rand.NewPCG(seed, 0))
+				draw := func(d time.Duration) time.Duration {
+					mu.Lock()
+					defer mu.Unlock()
+					return time.Duration(r.Int64N(int64(d)))
+				}
+				mem, last := leasetest.NewMemory(), ""
+				configure := func() {
+					last = names[draw(time.Duration(len(names)))]
+					mem.SetConfig(fmt.Appendf(nil, `{"Network":"10.244.0.0/16","Backend":%s}`, last))
+				}
+				configure()
+				good := map[plan.WayID]time.Time{} // when a probe has crossed a way
+				var rigs [3]*rig
+				var stops [3]func()
+				start := func(i int, dir string, have state.State) {
+					g := newRig(t, dir, mem)
+					g.opts.Identity, g.opts.Resync = fmt.Sprint(i), time.Hour
+					g.host.Links[0].Addrs[0].Prefix = netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 77, 0, byte(i + 1)}), 24)
+					g.kernel.real, g.kernel.have, g.kernel.took = true, have, draw(50*time.Millisecond)
+					g.parts.Store = lateStore{g.parts.Store, func() time.Duration { return draw(300 * time.Millisecond) }}
+					g.parts.Prober = &fakeProber{say: func(id plan.WayID) plan.Health {
+						mu.Lock()
+						defer mu.Unlock()
+						if _, ok := good[id]; !ok {
+							good[id] = time.Now().Add(time.Duration(r.Int64N(int64(3 * time.Second))))
+						}
+						if time.Now().Before(good[id]) {
+							return plan.Unknown
+						}
+						return plan.Good
+					}}
+					rigs[i], stops[i] = g, g.start(t)
+				}
+				for i := range rigs {
+					start(i, t.TempDir(), state.New())
+				}
+				settle(5 * time.Second)
+				for range 1 + draw(5) {
+					configure()
+					settle(draw(15 * time.Second))
+					if i := int(draw(6)); i < len(rigs) {
+						stops[i]()
+						start(i, rigs[i].dir, rigs[i].kernel.have)
+					}
+				}
+				settle(time.Minute)
+				for i, g := range rigs {
+					st := g.Status()
+					receive, want := keysOf(st.Lease.Receive), slices.Sorted(slices.Values(configs[last]))
+					slices.Sort(receive)
+					if !st.Ready || !slices.Equal(receive, want) || !slices.Equal(st.Lease.Send, configs[last]) || len(st.Paths) != 2 {
+						t.Errorf("%d: with %s receives on %v, sends on %v, %d peers\n%s", i, last, receive, st.Lease.Send, len(st.Paths), g.log)
+					}
+					for _, p := range st.Paths {
+						if p.Way == nil || p.Way.Key != configs[last][0] {
+							t.Errorf("%d: %+v\n%s", i, p, g.log)
+						}
+					}
+				}
+				for _, stop := range stops {
+					stop()
+				}
+			})
+		})
+	}
 }
