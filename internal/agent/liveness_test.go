@@ -28,10 +28,9 @@ const (
 
 // fakeProber says of ways what a test has it say.
 type fakeProber struct {
-	mu      sync.Mutex // guards what follows
-	probes  []plan.Probe
-	say     func(plan.WayID) plan.Health
-	changed func()
+	mu     sync.Mutex // guards what follows
+	probes []plan.Probe
+	say    func(plan.WayID) plan.Health
 }
 
 func (p *fakeProber) Set(probes []plan.Probe) {
@@ -64,12 +63,6 @@ func (p *fakeProber) Run(ctx context.Context, changed func()) error {
 			return nil
 		}
 	}
-}
-
-func (p *fakeProber) tell(say func(plan.WayID) plan.Health) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.say = say
 }
 
 func all(h plan.Health) func(plan.WayID) plan.Health {

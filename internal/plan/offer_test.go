@@ -3,6 +3,7 @@ package plan
 import (
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/weftnet/weft/internal/family"
@@ -242,5 +243,21 @@ func TestANodeThatCannotFollowLetsGoAllTheSame(t *testing.T) {
 	in.Self.Uplink.Public.V4, in.Complete = addr("192.0.2.1"), true
 	if o := build(t, in).Offer; !slices.Equal(o.Send, []lease.Key{next}) || len(o.Receive) != 1 || len(o.Kept) == 0 {
 		t.Errorf("offer %+v", o)
+	}
+}
+
+// What this node cannot follow is no move.
+func TestPreviewOfWhatCannotBeFollowed(t *testing.T) {
+	for reason, c := range map[string]netconf.Backend{
+		"public address": netconf.HostGW{},                 // behind --public-ip
+		"without probes": netconf.VXLAN{VNI: 1, GBP: true}, // its port is taken
+	} {
+		in := input(netconf.VXLAN{VNI: 1}, keyed(1, []lease.Key{old}, []lease.Key{old}), keyed(2, []lease.Key{old}, []lease.Key{old}))
+		in.Self.Uplink.Public.V4, in.Complete = addr("192.0.2.1"), true
+		p := build(t, in)
+		moves, err := Preview(in, p, netconf.Config{Network: in.Config.Network, Backend: c})
+		if err != nil || len(moves) != 1 || moves[0].To != old || !strings.Contains(moves[0].Reason, reason) {
+			t.Errorf("%+v, %v", moves, err)
+		}
 	}
 }
