@@ -147,6 +147,11 @@ func TestAWayInUseOutlivesARestart(t *testing.T) {
 				if k := r.way(t, 200); k != newKey {
 					t.Errorf("on %s\n%s", k, r.log)
 				}
+				for _, p := range r.Status().Paths {
+					if p.Way != nil && p.Since.Before(r.made) {
+						t.Errorf("%s: since %s", p.Subnet, p.Since)
+					}
+				}
 			})
 		})
 	}

@@ -101,9 +101,9 @@ func (a *Agent) settle(in inputs, out *outcome) {
 			a.ways.trust[p.Subnet] = true
 		}
 		use[p.Subnet], since[p.Subnet] = k, now
-		if known && had == k {
-			since[p.Subnet] = a.ways.since[p.Subnet]
-		} else if known {
+		if at := a.ways.since[p.Subnet]; known && had == k && !at.IsZero() { // zero: from before the start
+			since[p.Subnet] = at
+		} else if known && had != k {
 			moved[fmt.Sprintf("%s -> %s", had, k)]++
 		}
 		a.ways.used[k] = now
