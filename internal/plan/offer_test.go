@@ -261,3 +261,23 @@ func TestPreviewOfWhatCannotBeFollowed(t *testing.T) {
 		}
 	}
 }
+
+// An original that was started with DirectRouting sends bare packets until it is started again, and nobody knows.
+func TestFiltersStayLooseForNodesOfTheOriginal(t *testing.T) {
+	for _, tc := range []struct {
+		name     string
+		peer     lease.Lease
+		complete bool
+		want     string
+	}{
+		{"an original", vxlanNode(2), true, "2"},
+		{"none", keyed(2, []lease.Key{old}, []lease.Key{old}), true, "1"},
+		{"peers are not known yet", keyed(2, []lease.Key{old}, []lease.Key{old}), false, "2"},
+	} {
+		in := input(netconf.VXLAN{VNI: 1}, keyed(1, []lease.Key{old}, []lease.Key{old}), tc.peer)
+		in.Complete, in.Host.FilterBefore = tc.complete, "1"
+		if got := build(t, in).State.Sysctls["net/ipv4/conf/eth0/rp_filter"]; got != tc.want {
+			t.Errorf("%s: rp_filter = %q, want %q", tc.name, got, tc.want)
+		}
+	}
+}
