@@ -321,7 +321,7 @@ func TestAChangeNeedsNoResync(t *testing.T) {
 		`{"Type":"host-gw"}`:                    {"host-gw"},
 	}
 	names := slices.Sorted(maps.Keys(configs))
-	for seed := range uint64(20) {
+	for seed := range uint64(8) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				var mu sync.Mutex // guards r
