@@ -110,6 +110,7 @@ type Agent struct {
 	made       time.Time
 	findings   []string // of the firewall; only the loop touches these two
 	findingsAt time.Time
+	tried      plan.Offer // what the store was last asked to publish; only the keeper touches it
 	ways       ways
 
 	mu sync.Mutex // guards what follows
@@ -238,7 +239,7 @@ func (a *Agent) recallFiles() {
 	if err != nil || json.Unmarshal(s.Settings, &set) != nil {
 		set = settings{}
 	}
-	a.ways.inherit(set.Ways)
+	a.ways.inherit(set)
 	f, err := subnetfile.Read(a.opts.SubnetFile)
 	if err != nil {
 		f = subnetfile.File{}

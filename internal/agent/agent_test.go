@@ -40,6 +40,7 @@ type fakeKernel struct {
 	passes int
 	took   time.Duration // what Apply takes
 	block  chan struct{} // non-nil: Apply waits for ctx
+	real   bool          // it tells what it has: links, and that all peers are on-link
 }
 
 func (k *fakeKernel) Plan(state.State, kernel.Scope) ([]state.Change, error) { return nil, nil }
@@ -63,9 +64,25 @@ func (k *fakeKernel) Apply(ctx context.Context, want state.State, sc kernel.Scop
 	return kernel.Report{}, nil
 }
 
-func (k *fakeKernel) Links() (map[string]state.Link, error) { return nil, nil }
+func (k *fakeKernel) Links() (map[string]state.Link, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if !k.real {
+		return nil, nil
+	}
+	return maps.Clone(k.have.Links), nil
+}
 
-func (k *fakeKernel) OnLink([]netip.Addr) (map[netip.Addr]string, error) { return nil, nil }
+func (k *fakeKernel) OnLink(addrs []netip.Addr) (map[netip.Addr]string, error) {
+	if !k.real {
+		return nil, nil
+	}
+	m := map[netip.Addr]string{}
+	for _, a := range addrs {
+		m[a] = "eth0"
+	}
+	return m, nil
+}
 
 func (k *fakeKernel) routes() []string {
 	k.mu.Lock()

@@ -114,7 +114,12 @@ func (a *Agent) acquire(ctx context.Context, w *want) (lease.Lease, lease.Self, 
 	if err != nil {
 		return lease.Lease{}, self, err
 	}
-	w.offer = &o
+	// Own may be from before what was tried last, whose fate is not known.
+	if !o.Same(a.tried) {
+		o.Serial = max(o.Serial, a.tried.Serial+1)
+	}
+	o.Serial = max(o.Serial, a.tried.Serial)
+	a.tried, w.offer = o, &o
 	self.Receive, self.Send, self.Serial = o.Receive, o.Send, o.Serial
 	held, err := a.parts.Store.Acquire(ctx, self)
 	if err != nil {
@@ -174,7 +179,7 @@ func (a *Agent) hold(ctx context.Context, w want, self lease.Self, held lease.Le
 	}()
 	go func() {
 		defer close(done)
-		for !a.inputs().outdated(w) {
+		for in := a.inputs(); in.own != nil && !in.outdated(w); in = a.inputs() {
 			select {
 			case <-a.request:
 			case <-ctx.Done():

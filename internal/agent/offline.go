@@ -25,6 +25,7 @@ type settings struct {
 	Uplink uplink.Uplink
 	Hints  *uplink.Hints              `json:",omitempty"`
 	Ways   map[netip.Prefix]lease.Key `json:",omitempty"`
+	Trust  map[netip.Prefix]bool      `json:",omitempty"` // peers of whom probes are believed
 	PodMTU int                        `json:",omitempty"` // this and the next: see plan.Input, of the boot named
 	Held   family.Pair[netip.Addr]    `json:",omitzero"`
 	Boot   string                     `json:",omitempty"`

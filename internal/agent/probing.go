@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -61,8 +62,14 @@ func (c waysCollector) Collect(ch chan<- prometheus.Metric) {
 	st := c.a.Status()
 	use := gauge("weft_peer_way", "1 for the way that packets take to a peer, 0 for another that both ends have.", "subnet", "way")
 	since := gauge("weft_peer_way_since_seconds", "When the way to a peer came into use.", "subnet")
-	several := false
+	reason := gauge("weft_peer_way_reason", "1 for the reason why a peer is not reached by the preferred one of several ways.", "subnet", "reason")
+	waiting := gauge("weft_peers_waiting", "Peers that are not reached by the preferred way, by reason.", "reason")
+	several, reasons := false, map[string]int{}
 	for _, p := range st.Paths {
+		why := strings.ToValidUTF8(p.Reason, "?") // a label must be
+		if p.Way != nil && why != "" {
+			reasons[why]++
+		}
 		if p.Way == nil || len(p.Possible) < 2 {
 			continue // there is nothing to tell, of thousands of peers
 		}
@@ -71,6 +78,12 @@ func (c waysCollector) Collect(ch chan<- prometheus.Metric) {
 			ch <- prometheus.MustNewConstMetric(use, prometheus.GaugeValue, number(k == p.Way.Key), p.Subnet.String(), string(k))
 		}
 		ch <- prometheus.MustNewConstMetric(since, prometheus.GaugeValue, seconds(p.Since), p.Subnet.String())
+		if why != "" {
+			ch <- prometheus.MustNewConstMetric(reason, prometheus.GaugeValue, 1, p.Subnet.String(), why)
+		}
+	}
+	for why, n := range reasons {
+		ch <- prometheus.MustNewConstMetric(waiting, prometheus.GaugeValue, float64(n), why)
 	}
 	keys := gauge("weft_peers_on", "Peers by the key of the way in use.", "way")
 	for k, n := range byKey(st.Paths) {

@@ -123,7 +123,7 @@ func (in inputs) isOwn(l lease.Lease) bool {
 }
 
 func (a *Agent) settings(in inputs) []byte {
-	b, err := json.Marshal(settings{Store: a.opts.Store, Plan: a.opts.Plan, Uplink: in.uplink, Hints: in.hints, Ways: in.ways,
+	b, err := json.Marshal(settings{Store: a.opts.Store, Plan: a.opts.Plan, Uplink: in.uplink, Hints: in.hints, Ways: in.ways, Trust: a.ways.trusted(),
 		PodMTU: in.podMTU, Held: in.held, Boot: bootID()})
 	if err != nil {
 		panic(err) // plain values

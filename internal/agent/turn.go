@@ -45,17 +45,29 @@ type ways struct {
 }
 
 // inherit takes over what an earlier process did.
-func (w *ways) inherit(use map[netip.Prefix]lease.Key) {
+func (w *ways) inherit(set settings) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.use = maps.Clone(use)
+	w.use = maps.Clone(set.Ways)
+	maps.Copy(w.trust, set.Trust)
+}
+
+// trusted returns the peers of whom probes are believed.
+func (w *ways) trusted() map[netip.Prefix]bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return maps.Clone(w.trust)
 }
 
 // remembered adds to a plan's input what passes have left. Health is what probes say, nil if there are none.
 func (a *Agent) remembered(in inputs, pi *plan.Input, health map[plan.WayID]plan.Health) {
 	a.ways.mu.Lock()
 	defer a.ways.mu.Unlock()
+	before := len(a.ways.trust)
 	pi.Open, pi.Ways, pi.Recent, pi.Health = a.ways.open, a.ways.use, a.recent(in, time.Now()), a.ways.believe(health)
+	if len(a.ways.trust) != before {
+		signal(a.save)
+	}
 }
 
 // recent returns the keys that may still be needed. After a start all of them may.
@@ -75,6 +87,10 @@ func (a *Agent) settle(in inputs, out *outcome) {
 	a.ways.mu.Lock()
 	use, since := make(map[netip.Prefix]lease.Key, len(out.plan.Paths)), make(map[netip.Prefix]time.Time, len(out.plan.Paths))
 	moved := map[string]int{}
+	if !in.complete { // peers that are not known yet are reached as before
+		maps.Copy(use, a.ways.use)
+		maps.Copy(since, a.ways.since)
+	}
 	for i, p := range out.plan.Paths {
 		if p.Way == nil {
 			continue
@@ -85,9 +101,9 @@ func (a *Agent) settle(in inputs, out *outcome) {
 			a.ways.trust[p.Subnet] = true
 		}
 		use[p.Subnet], since[p.Subnet] = k, now
-		if known && had == k {
-			since[p.Subnet] = a.ways.since[p.Subnet]
-		} else if known {
+		if at := a.ways.since[p.Subnet]; known && had == k && !at.IsZero() { // zero: from before the start
+			since[p.Subnet] = at
+		} else if known && had != k {
 			moved[fmt.Sprintf("%s -> %s", had, k)]++
 		}
 		a.ways.used[k] = now

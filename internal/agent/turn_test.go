@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"fmt"
+	"net/http/httptest"
 	"net/netip"
 	"os"
 	"slices"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/weftnet/weft/internal/lease"
 	"github.com/weftnet/weft/internal/lease/leasetest"
+	"github.com/weftnet/weft/internal/plan"
 )
 
 const directConfig = `{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan","DirectRouting":true}}`
@@ -206,6 +208,36 @@ func TestARefusedLeaseGetsNoPackets(t *testing.T) {
 		}
 		if p := r.Status().Paths; len(p) != 1 || !strings.Contains(p[0].Reason, thief.Refused) {
 			t.Errorf("paths %+v", p)
+		}
+	})
+}
+
+// Metrics say what weft status says of the ways to peers.
+func TestMetricsSayWhyAPeerIsNotOnThePreferredWay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		mem := leasetest.NewMemory()
+		mem.SetConfig([]byte(vxlanConfig))
+		mem.Put(keyed(200, newKey, oldKey))
+		mem.Put(keyed(201, oldKey))
+		r := newRig(t, t.TempDir(), mem)
+		r.parts.Prober = &fakeProber{say: all(plan.Unknown)}
+		defer r.start(t)()
+		settle(time.Second)
+		mem.SetConfig([]byte(portConfig))
+		settle(time.Second)
+		w := httptest.NewRecorder()
+		r.HealthHandler().ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
+		for _, line := range []string{
+			`weft_peer_way{subnet="10.244.200.0/24",way="vxlan/1/4789"} 0`,
+			`weft_peer_way{subnet="10.244.200.0/24",way="vxlan/1/8472"} 1`,
+			`weft_peer_way_reason{reason="vxlan/1/4789: no probe has crossed it yet",subnet="10.244.200.0/24"} 1`,
+			`weft_peers_on{way="vxlan/1/8472"} 2`,
+			`weft_peers_waiting{reason="receives on vxlan/1/8472, not on vxlan/1/4789"} 1`,
+			`weft_peers_waiting{reason="vxlan/1/4789: no probe has crossed it yet"} 1`,
+		} {
+			if !strings.Contains(w.Body.String(), line+"\n") {
+				t.Errorf("no %s", line)
+			}
 		}
 	})
 }

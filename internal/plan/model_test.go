@@ -343,3 +343,41 @@ func (w *world) stuck(a, b *member, best lease.Key) bool {
 	}
 	return false
 }
+
+// Many changes within the time that a key is held come to rest too, although nobody can open all of them.
+func TestManyChangesAtOnceComeToRest(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		w := newWorld(t, 3, 0)
+		for range rapid.IntRange(6, 12).Draw(t, "changes") {
+			config := netconf.Backend(netconf.HostGW{})
+			if vni := rapid.IntRange(0, 12).Draw(t, "VNI"); vni > 0 {
+				config = netconf.VXLAN{VNI: vni, DirectRouting: rapid.Bool().Draw(t, "direct")}
+			}
+			w.configs = append(slices.Clone(w.configs), config)
+			for range rapid.IntRange(1, 2).Draw(t, "rounds") {
+				for _, m := range w.nodes {
+					if rapid.IntRange(0, 3).Draw(t, "skip") == 0 {
+						continue
+					}
+					m.config, m.view = len(w.configs)-1, len(w.log)
+					for _, p := range w.nodes {
+						for k := range m.open {
+							m.hear(p, k, Good)
+						}
+					}
+					recent := map[lease.Key]bool{}
+					for _, k := range m.own.Send {
+						recent[k] = true
+					}
+					w.pass(t, m, recent)
+					w.check(t)
+					if !m.offer.Equal(m.own) {
+						m.publish(w, *m.offer)
+					}
+				}
+			}
+		}
+		w.calm(t)
+		w.settled(t, 0)
+	})
+}

@@ -101,6 +101,7 @@ type turn struct {
 
 	used   func(lease.Key) bool // some peer is reached by it, or was a moment ago
 	needed func(lease.Key) bool // some peer may send on it
+	relied func(lease.Key) bool // some peer runs the original with its backend
 }
 
 // next returns what the node should publish.
@@ -121,7 +122,8 @@ func (t turn) next() (receive, send []lease.Key) {
 			receive = append(receive, k)
 		}
 	}
-	stays := len(receive) > 0 && slices.Index(t.receive, receive[0]) == 0 // the original's peers rely on it
+	// The original's peers rely on the first. Host-gw stays open with DirectRouting, and must make room when they have left it.
+	stays := len(receive) > 0 && slices.Index(t.receive, receive[0]) == 0 && (!slices.Contains(target, receive[0]) || t.relied(receive[0]))
 	for _, k := range target {
 		if !slices.Contains(receive, k) {
 			receive = append(receive, k)
@@ -190,6 +192,7 @@ func turning(in Input, used func(lease.Key) bool) (t turn, refused, err error) {
 		target: want, main: main, receive: keysOf(in.Own), send: in.Own.Send, closing: closing(in),
 		open: wasOpen(in),
 		used: used, needed: func(k lease.Key) bool { return needed(in, k) != "" },
+		relied: func(k lease.Key) bool { return relied(in, k) },
 	}
 	stay := known(in, t.send)
 	bridged := slices.ContainsFunc(want, func(k lease.Key) bool {
@@ -199,17 +202,26 @@ func turning(in Input, used func(lease.Key) bool) (t turn, refused, err error) {
 	case err != nil && len(stay) == 0:
 		return t, nil, err
 	case err != nil:
-		t.target = stay // as it was: what cannot be had here must not cost what there is
+		t.target = one(stay) // as it was: what cannot be had here must not cost what there is
 		return t, err, nil
 	case bridged && !in.Probe && len(stay) > 0:
-		t.target = stay
+		t.target = one(stay)
 		return t, fmt.Errorf("%s cannot be open beside %s, and without probes nobody knows whether a bridge on another port carries: "+
 			"change by way of another port", main, stay[0]), nil
 	case len(t.receive) >= maxKeys && len(stay) > 0 && !slices.Contains(t.receive, main):
-		t.target = stay
+		t.target = one(stay[max(0, slices.IndexFunc(stay, used)):])
 		return t, errors.New("too many changes at once: waiting until peers have followed"), nil
 	}
 	return t, nil, nil
+}
+
+// one returns the first of keys, and what DirectRouting falls back to. A node that stays as it is lets go of the others
+// as it would otherwise: to keep them would have all nodes wait for each other.
+func one(keys []lease.Key) []lease.Key {
+	if keys[0] == hostgw.Key {
+		return keys[:min(2, len(keys))]
+	}
+	return keys[:1]
 }
 
 // same says whether the store shows what was published last.
@@ -283,6 +295,14 @@ func needed(in Input, k lease.Key) string {
 		who += " and " + strconv.Itoa(n-1) + " more"
 	}
 	return who
+}
+
+// relied says whether a node of the original may be told of this one by k.
+func relied(in Input, k lease.Key) bool {
+	b, err := backendOf(in, k)
+	return !in.Complete || err == nil && slices.ContainsFunc(in.Leases, func(l lease.Lease) bool {
+		return l.Original() && len(l.Receive) > 0 && !l.SameSubnets(in.Own) && l.Receive[0].Type == b.Type()
+	})
 }
 
 // kept says what old keys are still there for.

@@ -3,6 +3,7 @@ package plan
 import (
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/weftnet/weft/internal/family"
@@ -209,6 +210,74 @@ func TestStrictFiltersAreLoosenedWhereTwoWaysAreOpen(t *testing.T) {
 		in.Host.FilterBefore = before
 		if got := build(t, in).State.Sysctls["net/ipv4/conf/eth0/rp_filter"]; got != want {
 			t.Errorf("host-gw alone, was %q: rp_filter = %q", before, got)
+		}
+	}
+}
+
+// Nodes of the original that are started with DirectRouting are peers of those that show vxlan only. Those that still
+// run host-gw are cut off by that.
+func TestFromHostGWToDirectRoutingTheOriginalIsToldOfVXLAN(t *testing.T) {
+	for _, tc := range []struct {
+		name  string
+		peer  lease.Lease
+		first lease.Key
+	}{
+		{"no original", keyed(2, []lease.Key{"host-gw"}, []lease.Key{"host-gw"}), old},
+		{"one on vxlan", vxlanNode(2), old},
+		{"one on host-gw", node(2, "host-gw", ""), "host-gw"},
+	} {
+		for _, receive := range [][]lease.Key{{"host-gw"}, {"host-gw", old}} {
+			in := input(netconf.VXLAN{VNI: 1, DirectRouting: true}, keyed(1, receive, receive), tc.peer)
+			in.Complete = true
+			if got := build(t, in).Offer.Receive; len(got) != 2 || got[0].Key != tc.first {
+				t.Errorf("%s: from %v to %v, want %s first", tc.name, receive, got, tc.first)
+			}
+		}
+	}
+}
+
+// A node that stays as it is lets go of what it was about to: its peers wait for that.
+func TestANodeThatCannotFollowLetsGoAllTheSame(t *testing.T) {
+	keys := []lease.Key{next, old}
+	in := input(netconf.HostGW{}, keyed(1, keys, keys), keyed(2, keys, []lease.Key{next}))
+	in.Self.Uplink.Public.V4, in.Complete = addr("192.0.2.1"), true
+	if o := build(t, in).Offer; !slices.Equal(o.Send, []lease.Key{next}) || len(o.Receive) != 1 || len(o.Kept) == 0 {
+		t.Errorf("offer %+v", o)
+	}
+}
+
+// What this node cannot follow is no move.
+func TestPreviewOfWhatCannotBeFollowed(t *testing.T) {
+	for reason, c := range map[string]netconf.Backend{
+		"public address": netconf.HostGW{},                 // behind --public-ip
+		"without probes": netconf.VXLAN{VNI: 1, GBP: true}, // its port is taken
+	} {
+		in := input(netconf.VXLAN{VNI: 1}, keyed(1, []lease.Key{old}, []lease.Key{old}), keyed(2, []lease.Key{old}, []lease.Key{old}))
+		in.Self.Uplink.Public.V4, in.Complete = addr("192.0.2.1"), true
+		p := build(t, in)
+		moves, err := Preview(in, p, netconf.Config{Network: in.Config.Network, Backend: c})
+		if err != nil || len(moves) != 1 || moves[0].To != old || !strings.Contains(moves[0].Reason, reason) {
+			t.Errorf("%+v, %v", moves, err)
+		}
+	}
+}
+
+// An original that was started with DirectRouting sends bare packets until it is started again, and nobody knows.
+func TestFiltersStayLooseForNodesOfTheOriginal(t *testing.T) {
+	for _, tc := range []struct {
+		name     string
+		peer     lease.Lease
+		complete bool
+		want     string
+	}{
+		{"an original", vxlanNode(2), true, "2"},
+		{"none", keyed(2, []lease.Key{old}, []lease.Key{old}), true, "1"},
+		{"peers are not known yet", keyed(2, []lease.Key{old}, []lease.Key{old}), false, "2"},
+	} {
+		in := input(netconf.VXLAN{VNI: 1}, keyed(1, []lease.Key{old}, []lease.Key{old}), tc.peer)
+		in.Complete, in.Host.FilterBefore = tc.complete, "1"
+		if got := build(t, in).State.Sysctls["net/ipv4/conf/eth0/rp_filter"]; got != tc.want {
+			t.Errorf("%s: rp_filter = %q, want %q", tc.name, got, tc.want)
 		}
 	}
 }

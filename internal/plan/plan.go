@@ -131,7 +131,7 @@ func Build(in Input) (Plan, error) {
 	if err != nil {
 		return Plan{}, err
 	}
-	if _, _, err := turning(in, nil); err != nil {
+	if _, _, err := turning(in, func(lease.Key) bool { return true }); err != nil {
 		return Plan{}, err
 	}
 	p := Plan{State: state.New(), Open: openKeys(in)}
@@ -235,8 +235,12 @@ func onDevice(s *state.State, a netip.Addr) bool {
 func loosen(in Input, open []backend.Backend, s *state.State) {
 	key := UplinkFilter(in.Self.Uplink.Name)
 	direct := slices.ContainsFunc(open, func(b backend.Backend) bool { return b.Key() == hostgw.Key })
+	// The original does not say whether it was started with DirectRouting.
+	original := slices.ContainsFunc(in.Leases, func(l lease.Lease) bool { return l.Original() && !l.SameSubnets(in.Own) })
 	switch {
 	case !in.has(family.V4):
+	case in.Host.FilterBefore != "" && (original || !in.Complete):
+		s.Sysctls[key] = "2"
 	case direct && len(open) > 1:
 		if in.Host.StrictUplink || in.Host.FilterBefore != "" {
 			s.Sysctls[key] = "2"

@@ -21,12 +21,12 @@ type Move struct {
 
 // Preview returns what becomes of the paths of p, which was built from in, with configuration c.
 func Preview(in Input, p Plan, c netconf.Config) ([]Move, error) {
-	keys, _, err := target(c, in.Self)
+	after := in
+	after.Config = c
+	t, refused, err := turning(after, func(lease.Key) bool { return true })
 	if err != nil {
 		return nil, err
 	}
-	after := in
-	after.Config = c
 	bySubnet := map[netip.Prefix]lease.Lease{}
 	for _, l := range in.Leases {
 		bySubnet[l.Subnet.V4], bySubnet[l.Subnet.V6] = l, l
@@ -37,7 +37,10 @@ func Preview(in Input, p Plan, c netconf.Config) ([]Move, error) {
 		if path.Way != nil {
 			m.From, m.To = path.Way.Key, path.Way.Key
 		}
-		m.To, m.Reason = after.later(keys, path, bySubnet[path.Subnet], m.To)
+		m.To, m.Reason = after.later(t.target, path, bySubnet[path.Subnet], m.To)
+		if refused != nil && m.Reason == "" {
+			m.Reason = refused.Error()
+		}
 		moves = append(moves, m)
 	}
 	return moves, nil
