@@ -55,6 +55,7 @@ func (flannel) add(args *skel.CmdArgs) error {
 		}
 	}
 	state, key := statefile.Dir(c.DataDir), keyOf(args)
+	had := state.Has(key)
 	onDisk, err := state.Save(key, delegate)
 	if err != nil {
 		return err
@@ -70,6 +71,9 @@ func (flannel) add(args *skel.CmdArgs) error {
 		if err = onDisk(); err != nil {
 			err = errors.Join(err, detach(b, args))
 		}
+	}
+	if err != nil && had {
+		return err // what an ADD before made may be there still, and DEL needs the file for it
 	}
 	if err != nil {
 		return errors.Join(err, state.Remove(key))

@@ -1,6 +1,8 @@
 package cni
 
 import (
+	"errors"
+	"fmt"
 	"maps"
 	"slices"
 
@@ -95,6 +97,11 @@ func addHostLocal(args *skel.CmdArgs) error {
 		return err
 	}
 	defer hold.Close()
+	if len(hold.Fresh) < len(given.IPs) {
+		// The caller would free what it takes for a new address when something else fails.
+		return errors.Join(fmt.Errorf("%s holds an address of %s already: DEL comes before another ADD", ownerOf(args), c.Dir),
+			freeThese(c, hold.Fresh))
+	}
 	r := &types100.Result{CNIVersion: types100.ImplementedSpecVersion, Routes: given.Routes, DNS: given.DNS}
 	for _, ip := range given.IPs {
 		r.IPs = append(r.IPs, ipConfig(ip))

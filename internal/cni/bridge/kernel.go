@@ -33,6 +33,9 @@ func Open() (*Kernel, error) {
 // Close closes the socket.
 func (k *Kernel) Close() { k.nl.Close() }
 
+// ErrAttached means that the pod has an interface of that name, from an ADD before or from somebody else.
+var ErrAttached = errors.New("already: DEL comes before another ADD")
+
 // Made is what only the kernel knows of an attachment.
 type Made struct {
 	Bridge, Port, Pod net.HardwareAddr
@@ -74,7 +77,7 @@ func (k *Kernel) makePair(p Plan, bridge int, ns *Namespace, pod *netlink.Handle
 		return err
 	}
 	if _, err := pod.LinkByName(p.Pod.Name); !missing(err) {
-		return fmt.Errorf("the pod has an interface %s already: DEL comes before another ADD", p.Pod.Name)
+		return fmt.Errorf("the pod has an interface %s %w", p.Pod.Name, ErrAttached)
 	}
 	if _, err := k.DeletePort(p.Port.Name); err != nil {
 		return err

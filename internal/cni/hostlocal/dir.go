@@ -55,11 +55,14 @@ type Dir struct {
 }
 
 // A Hold keeps the entries of a running ADD from being taken for dead.
-type Hold []*os.File
+type Hold struct {
+	Fresh []netip.Addr // given now, not held before
+	files []*os.File
+}
 
 // Close lets go; the entries stay.
 func (h Hold) Close() {
-	for _, f := range h {
+	for _, f := range h.files {
 		f.Close()
 	}
 }
