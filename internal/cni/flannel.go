@@ -101,6 +101,11 @@ func (flannel) del(args *skel.CmdArgs) error {
 	if err != nil {
 		return fmt.Errorf("state file: %w", err)
 	}
+	var d struct{ Name string }
+	if json.Unmarshal(stored, &d) == nil && d.Name != "" && d.Name != c.Name {
+		// The original's file, which the container's interface in another network has overwritten.
+		return delStored(c, nil, args)
+	}
 	if err := delStored(c, stored, args); err != nil {
 		return err
 	}
@@ -110,10 +115,8 @@ func (flannel) del(args *skel.CmdArgs) error {
 // delStored deletes with the configuration that ADD stored. Without one, or with one that is torn, what
 // can be named without it goes: an ADD of this plugin left nothing else.
 func delStored(c conf.Flannel, stored []byte, args *skel.CmdArgs) error {
-	var d struct {
-		Type string `json:"type"`
-	}
-	if json.Unmarshal(stored, &d) != nil || d.Type == "" {
+	var d struct{ Name, Type string }
+	if json.Unmarshal(stored, &d) != nil || d.Name == "" || d.Type == "" {
 		stored = nil
 		d.Type, _ = c.DelegateType()
 	}
@@ -125,13 +128,11 @@ func delStored(c conf.Flannel, stored []byte, args *skel.CmdArgs) error {
 		return err
 	}
 	b, err := bare(c)
-	if stored != nil {
-		b, err = conf.ReadBridge(stored)
-	} else if err != nil {
-		return nil // with such a configuration nothing was ever added
+	if full, fullErr := conf.ReadBridge(stored); stored != nil && fullErr == nil {
+		b, err = full, nil
 	}
 	if err != nil {
-		return err
+		return nil // with such a configuration nothing was ever added
 	}
 	if err := detach(b, args); err != nil {
 		return err
@@ -203,17 +204,22 @@ func (flannel) status(args *skel.CmdArgs) error {
 		return notAvailable(err)
 	}
 	if kind == "bridge" {
-		_, err = conf.ParseBridge(delegate, "")
-	} else {
-		_, err = find(kind, args.Path)
+		b, err := conf.ParseBridge(delegate, "")
+		if err != nil || !b.OtherIPAM() {
+			return notAvailable(err)
+		}
+		kind = b.IPAMType
 	}
+	_, err = run(kind, "STATUS", args.Path, delegate)
 	return notAvailable(err)
 }
 
-// notAvailable is the code with which STATUS says that ADD would fail, whatever the reason.
+// notAvailable is the code with which STATUS says that ADD would fail, whatever the reason. That a plugin
+// called says it would succeed, with less to show for it, is passed on.
 func notAvailable(err error) error {
-	if err == nil {
-		return nil
+	var e *types.Error
+	if err == nil || errors.As(err, &e) && e.Code == types.ErrLimitedConnectivity {
+		return err
 	}
 	return types.NewError(types.ErrPluginNotAvailable, err.Error(), "")
 }

@@ -1,6 +1,7 @@
 package cni
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"maps"
@@ -175,8 +176,8 @@ func (flannel) gc(args *skel.CmdArgs) error {
 	return errors.Join(errs...)
 }
 
-// forget removes a state file of the network, and first, if another plugin did the work, has it delete
-// what it added.
+// forget removes a state file of the network, and first, if another plugin did the work or gave the
+// addresses, has it delete what it added.
 func forget(c conf.Flannel, state statefile.Dir, key statefile.Key, args *skel.CmdArgs) error {
 	stored, err := state.Load(key)
 	if err != nil {
@@ -186,9 +187,17 @@ func forget(c conf.Flannel, state statefile.Dir, key statefile.Key, args *skel.C
 	if json.Unmarshal(stored, &d) != nil || d.Name != c.Name {
 		return nil // another network's, or nobody knows whose
 	}
-	if d.Type != "bridge" && key.IfName != "" {
-		env := append(os.Environ(), "CNI_CONTAINERID="+key.ContainerID, "CNI_IFNAME="+key.IfName, "CNI_NETNS=")
-		if _, err := runEnv(d.Type, "DEL", args.Path, stored, env); err != nil {
+	program := d.Type
+	if d.Type == "bridge" {
+		program = ""
+		if b, err := conf.ReadBridge(stored); err == nil && b.OtherIPAM() {
+			program = b.IPAMType
+		}
+	}
+	if program != "" {
+		ifName := cmp.Or(key.IfName, "eth0") // the original keeps none, and no interface of the container is valid
+		env := append(os.Environ(), "CNI_CONTAINERID="+key.ContainerID, "CNI_IFNAME="+ifName, "CNI_NETNS=")
+		if _, err := runEnv(program, "DEL", args.Path, stored, env); err != nil {
 			return err
 		}
 	}

@@ -84,7 +84,7 @@ func give(c conf.HostLocal, owner hostlocal.Owner, r reclaim) ([]hostlocal.Given
 		return given, hold, err
 	}
 	n, reclaimErr := r(dir)
-	if reclaimErr != nil {
+	if reclaimErr != nil && n == 0 {
 		return nil, hostlocal.Hold{}, fmt.Errorf("%w, and the dead entries cannot be freed: %w", err, reclaimErr)
 	}
 	if n == 0 {

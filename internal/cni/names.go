@@ -47,10 +47,17 @@ func bridgeFuncs() skel.CNIFuncs {
 			if err != nil {
 				return err
 			}
-			return gcBridge(c)
+			if err := gcBridge(c); err != nil || !c.OtherIPAM() {
+				return err
+			}
+			_, err = run(c.IPAMType, "GC", args.Path, args.StdinData)
+			return err
 		},
 		Status: func(args *skel.CmdArgs) error {
-			_, err := conf.ParseBridge(args.StdinData, args.Args)
+			c, err := conf.ParseBridge(args.StdinData, args.Args)
+			if err == nil && c.OtherIPAM() {
+				_, err = run(c.IPAMType, "STATUS", args.Path, args.StdinData)
+			}
 			return notAvailable(err)
 		},
 	}
@@ -61,7 +68,7 @@ func hostLocalFuncs() skel.CNIFuncs {
 		Add: addHostLocal,
 		Del: func(args *skel.CmdArgs) error {
 			c, err := conf.ReadHostLocal(args.StdinData, args.Args)
-			if err != nil {
+			if c.Dir == "" {
 				return err
 			}
 			return freeLocal(c, ownerOf(args))
@@ -69,7 +76,7 @@ func hostLocalFuncs() skel.CNIFuncs {
 		Check: checkHostLocal,
 		GC: func(args *skel.CmdArgs) error {
 			c, err := conf.ReadHostLocal(args.StdinData, args.Args)
-			if err != nil {
+			if c.Dir == "" {
 				return err
 			}
 			return gcHostLocal(c)

@@ -170,6 +170,8 @@ func TestDamagedFiles(t *testing.T) {
 	write(ipamDir+"/last_reserved_ip.0", "not an address")
 	write(ipamDir+"/notes.txt", "10.244.3.5")
 	netnstest.Command(t, "mkfifo", ipamDir+"/10.244.3.5")
+	must(t, os.MkdirAll(ipamDir+"/10.244.3.6/x", 0o700))
+	must(t, os.Symlink("/etc/passwd", ipamDir+"/10.244.3.7"))
 	write(stateDir+"/torn", `{"cniVersion":`)
 	p := newPod(t, "a")
 	if got := address(t, n.add(call{pod: p}), 4).String(); got != "10.244.3.2" {
@@ -189,6 +191,39 @@ func TestDamagedFiles(t *testing.T) {
 	for _, f := range []string{"10.244.3.3", "10.244.3.4"} {
 		if _, err := os.Stat(filepath.Join(ipamDir, f)); err != nil {
 			t.Errorf("somebody else's entry: %v", err)
+		}
+	}
+}
+
+// DEL cleans up although the state file is gone, or holds what nobody could have added.
+func TestDelWithoutItsFile(t *testing.T) {
+	if !asNode(t) {
+		return
+	}
+	n := newNode(t, strings.Replace(dualEnv, "IPMASQ=true", "IPMASQ=false", 1)) // so that the plugin masquerades
+	for i, content := range []string{"", `{"type":"bridge"`, `{"type":"bridge","mtu":"1450"}`, `{"type":"bridge","ipam":{"type":"host-local","ranges":[[{"subnet":"10.244.3.9/32"}]]}}`} {
+		c := call{pod: newPod(t, fmt.Sprintf("p%d", i)), list: modern}
+		n.add(c)
+		must(t, os.RemoveAll(stateDir))
+		if content != "" {
+			must(t, os.Mkdir(stateDir, 0o700))
+			must(t, os.WriteFile(filepath.Join(stateDir, c.pod.id), []byte(content), 0o600))
+		}
+		if err := n.tryDel(c); err != nil {
+			t.Errorf("%q: %v", content, err)
+		}
+		n.wantClean()
+	}
+	p := newPod(t, "bad")
+	for plugin, conf := range map[string]string{
+		"bridge":     `{"name":"cbr0","cniVersion":"1.0.0","type":"bridge","runtimeConfig":{"mac":"none"},"ipam":{"type":"host-local","ranges":[[{"subnet":"10.244.3.0/24"}]]}}`,
+		"host-local": `{"name":"cbr0","cniVersion":"1.0.0","type":"ptp","ipam":{"type":"host-local","ranges":[[{"subnet":"10.244.3.9/32"}]]}}`,
+	} {
+		if out, err := n.raw("ADD", plugin, conf, p); err == nil {
+			t.Errorf("%s: ADD succeeds: %s", plugin, out)
+		}
+		if out, err := n.raw("DEL", plugin, conf, p); err != nil {
+			t.Errorf("%s: DEL of an ADD that could not be: %s", plugin, out)
 		}
 	}
 }

@@ -203,6 +203,29 @@ func TestReferenceRulesAreDeleted(t *testing.T) {
 	ours.wantClean()
 }
 
+// The original keeps one file for both interfaces of a pod, so the second overwrites the first one's; both
+// can be deleted all the same.
+func TestTwoInterfacesOfTheOriginals(t *testing.T) {
+	if !asNode(t) {
+		return
+	}
+	ours := newNode(t, dualEnv)
+	theirs := ours.upstream(t)
+	p := newPod(t, "a")
+	eth0, net1 := call{pod: p}, call{pod: p, ifName: "net1", list: strings.Replace(stock, "cbr0", "other", 1)}
+	theirs.add(eth0)
+	theirs.add(net1)
+	ours.del(eth0)
+	if got := p.ip(t, "-o", "link"); !strings.Contains(got, "net1") {
+		t.Errorf("interfaces after DEL of eth0:\n%s", got)
+	}
+	ours.del(net1)
+	ours.wantClean()
+	if left, _ := filepath.Glob("/var/lib/cni/networks/other/*.*.*.*"); len(left) > 0 {
+		t.Errorf("left behind: %q", left)
+	}
+}
+
 // A second ADD without a DEL fails and costs the pod that lives nothing, whichever plugin attached it.
 func TestAddTwice(t *testing.T) {
 	if !asNode(t) {
