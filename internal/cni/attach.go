@@ -49,7 +49,7 @@ func attach(c conf.Bridge, args *skel.CmdArgs, r reclaim) (*types100.Result, err
 		_, portErr := k.DeletePort(plan.Port.Name)
 		return nil, giveBack(c, args, hold, errors.Join(err, portErr, delRules(c, args)))
 	}
-	drain(c, k, macs.Extra)
+	drain(c, k, macs.Extra, r)
 	return result(c, plan, given, macs, ns.Path), nil
 }
 

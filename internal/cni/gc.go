@@ -73,10 +73,10 @@ func gcBridge(c conf.Bridge) error {
 		return gcPorts(k, ports, valid, nil)
 	}
 	defer dir.Close()
-	return gcAddresses(k, ports, valid, dir)
+	return gcAddresses(c.Network, k, ports, valid, dir)
 }
 
-func gcAddresses(k *bridge.Kernel, ports []bridge.LivePort, valid owners, dir *hostlocal.Dir) error {
+func gcAddresses(network string, k *bridge.Kernel, ports []bridge.LivePort, valid owners, dir *hostlocal.Dir) error {
 	entries, err := dir.Entries()
 	if err != nil {
 		return err
@@ -94,6 +94,14 @@ func gcAddresses(k *bridge.Kernel, ports []bridge.LivePort, valid owners, dir *h
 	}
 	// An address whose port could not be deleted stays taken.
 	if err := gcPorts(k, ports, keep, gone); err != nil {
+		return err
+	}
+	lost := owners{}
+	for _, o := range gone {
+		lost[o] = true
+	}
+	// Those of portmap too, which has its turn later: the next pod may have the address by then.
+	if err := forgetOwners(network, lost); err != nil {
 		return err
 	}
 	_, err = freeDead(dir, slices.Collect(maps.Keys(gone)))

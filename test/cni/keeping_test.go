@@ -2,6 +2,7 @@ package cni
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"net/netip"
 	"os"
@@ -90,6 +91,15 @@ func TestGC(t *testing.T) {
 	all := []types.GCAttachment{{ContainerID: "keep", IfName: "eth0"}}
 	for _, p := range lost[2:] {
 		all = append(all, types.GCAttachment{ContainerID: p.id, IfName: "eth0"})
+	}
+	// The rules of the ports go before the address: somebody may get it before portmap has its turn.
+	raw, err := json.Marshal(all)
+	must(t, err)
+	if out, err := n.raw("GC", "flannel", strings.Replace(first(t, modern), "{", `{"cni.dev/valid-attachments":`+string(raw)+",", 1), pod{}); err != nil {
+		t.Error(out)
+	}
+	if got := strings.Join(n.leavings(), "\n"); strings.Contains(got, "portmap cbr0/lost0") || !strings.Contains(got, "portmap cbr0/lost2") {
+		t.Errorf("after GC of flannel:\n%s", got)
 	}
 	gc(all...)
 	for _, f := range n.leavings() {
@@ -273,6 +283,21 @@ func TestSubnetChanges(t *testing.T) {
 	if has("10.244.8.1/24") || !has("192.168.77.1/24") {
 		t.Errorf("addresses:\n%s", netnstest.Command(t, "ip", "addr", "show", "cni0"))
 	}
+	// The last pod of a former subnet dies without DEL.
+	n.setEnv(strings.NewReplacer("10.244.3.1", "10.244.7.1", "fd24:0:0:3::", "fd24:0:0:7::").Replace(dualEnv))
+	dead := call{pod: newPod(t, "dead")}
+	rd := n.add(dead)
+	n.setEnv(strings.NewReplacer("10.244.3.1", "10.244.9.1", "fd24:0:0:3::", "fd24:0:0:9::").Replace(dualEnv))
+	must(t, dead.pod.kill())
+	eventually(t, "port is gone", func() bool {
+		return !strings.Contains(netnstest.Command(t, "ip", "-o", "link"), rd.Interfaces[1].Name)
+	})
+	last := call{pod: newPod(t, "last")}
+	n.add(last)
+	if has("10.244.7.1/24") || has("fd24:0:0:7::1/64") {
+		t.Error("the old gateway is still there when its last pod has died")
+	}
+	n.del(last)
 	n.del(another)
 	n.del(fresh)
 	n.wantClean()
@@ -320,8 +345,18 @@ func TestBridgeDeletedByHand(t *testing.T) {
 	serve(t, a.do, netip.AddrPortFrom(address(t, ra, 4), 80))
 	netnstest.Command(t, "ip", "link", "del", "cni0")
 	n.add(call{pod: b})
+	if got := netnstest.Command(t, "bridge", "-d", "link"); strings.Count(got, "hairpin on") != 2 {
+		t.Errorf("hairpin:\n%s", got)
+	}
 	if _, err := ask(b.do, "tcp", netip.AddrPortFrom(address(t, ra, 4), 80)); err != nil {
 		t.Errorf("the pod that was there before: %v", err)
+	}
+	isolated := strings.Replace(stock, `"hairpinMode":true`, `"portIsolation":true,"bridge":"br1"`, 1)
+	n.add(call{pod: newPod(t, "c"), list: isolated})
+	netnstest.Command(t, "ip", "link", "del", "br1")
+	n.add(call{pod: newPod(t, "d"), list: isolated})
+	if got := netnstest.Command(t, "bridge", "-d", "link"); strings.Count(got, "isolated on") != strings.Count(got, "master br1") {
+		t.Errorf("isolation:\n%s", got)
 	}
 }
 

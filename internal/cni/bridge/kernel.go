@@ -45,7 +45,7 @@ type Made struct {
 // Attach makes what p says, and on failure takes away the veth pair again. The bridge stays: others may
 // use it by then.
 func (k *Kernel) Attach(p Plan, ns *Namespace) (Made, error) {
-	bridge, extra, err := k.ensureDevice(p.Bridge)
+	bridge, extra, err := k.ensureDevice(p.Bridge, p.Port)
 	if err != nil {
 		return Made{}, err
 	}
@@ -127,11 +127,8 @@ func (k *Kernel) configurePair(p Plan, ns *Namespace, pod *netlink.Handle) (Made
 		return Made{}, fmt.Errorf("port %s: %w", p.Port.Name, err)
 	}
 	err = k.nl.LinkSetAlias(port, p.Port.Alias)
-	if err == nil && p.Port.Hairpin {
-		err = k.nl.LinkSetHairpin(port, true)
-	}
-	if err == nil && p.Port.Isolated {
-		err = k.nl.LinkSetIsolated(port, true)
+	if err == nil {
+		err = k.setFlags(port, p.Port)
 	}
 	if err != nil {
 		return Made{}, fmt.Errorf("port %s: %w", p.Port.Name, err)
