@@ -4,9 +4,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
+	"net"
 	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -22,6 +23,8 @@ import (
 const (
 	patience = 10 * time.Second
 	interval = 50 * time.Millisecond
+
+	agentPatience = 5 * time.Second // for its answer when it says why there is nothing to wait for
 )
 
 // flannel is the plugin that the conflist names.
@@ -170,15 +173,41 @@ func waitForEnv(path string, patience time.Duration) (subnetfile.Lists, error) {
 	}
 }
 
-// notReady says what is missing and, if the agent left a word next to the file, why.
+// notReady says what is missing and, if the agent answers on its socket, why.
 func notReady(path string) string {
 	msg := path + " is not there: flanneld writes it once this node has a subnet and its data path is up; " +
 		"look at flanneld's log and its /readyz"
-	why, err := os.ReadFile(filepath.Join(filepath.Dir(path), "not-ready"))
-	if err == nil && len(why) > 0 && len(why) < 4096 {
-		msg += "; flanneld says: " + strings.TrimSpace(string(why))
+	reasons, err := askAgent(subnetfile.Socket(path))
+	if err != nil {
+		return msg + "; it does not answer: " + err.Error()
 	}
-	return msg
+	return msg + "; flanneld says: " + strings.Join(reasons, "; ")
+}
+
+// askAgent asks for /readyz, whose first line is a heading. HTTP/1.0 has no chunks, so no client is needed,
+// which would make the program half as large again.
+func askAgent(socket string) ([]string, error) {
+	conn, err := net.DialTimeout("unix", socket, agentPatience)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	if err := conn.SetDeadline(time.Now().Add(agentPatience)); err != nil {
+		return nil, err
+	}
+	if _, err := io.WriteString(conn, "GET /readyz HTTP/1.0\r\n\r\n"); err != nil {
+		return nil, err
+	}
+	raw, err := io.ReadAll(io.LimitReader(conn, 8192))
+	if err != nil {
+		return nil, err
+	}
+	_, body, _ := strings.Cut(string(raw), "\r\n\r\n")
+	heading, reasons, _ := strings.Cut(strings.TrimSpace(body), "\n")
+	if reasons == "" {
+		reasons = heading
+	}
+	return strings.Split(reasons, "\n"), nil
 }
 
 // status says why an ADD would fail now. A full range is no reason: pods of the node would be evicted for
