@@ -28,6 +28,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weftnet/weft/internal/atomicfile"
+	"github.com/weftnet/weft/internal/cni/netd"
 )
 
 // Program is the name of the file that the links lead to.
@@ -246,7 +247,7 @@ func conflist(ctx context.Context, o Options, w io.Writer) error {
 	if changed {
 		fmt.Fprintf(w, "%s: written\n", path)
 	}
-	for _, other := range Before(o.ConfDir, o.Name) {
+	for _, other := range netd.Before(o.ConfDir, o.Name) {
 		fmt.Fprintf(w, "warning: %s sorts before %s, so runtimes use it instead: remove it if this node's pods are to be on this network\n",
 			filepath.Join(o.ConfDir, other), o.Name)
 	}
@@ -269,24 +270,6 @@ func check(content []byte) error {
 		return errors.New("plugins: none of type flannel")
 	}
 	return nil
-}
-
-// Before returns the network configurations that runtimes prefer to the one named.
-func Before(dir, name string) []string {
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return nil
-	}
-	var before []string
-	for _, e := range entries {
-		switch filepath.Ext(e.Name()) {
-		case ".conf", ".conflist", ".json":
-			if e.Name() < name {
-				before = append(before, e.Name())
-			}
-		}
-	}
-	return before
 }
 
 // wait says whether a file is there, now or before the time is up.
