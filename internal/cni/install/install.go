@@ -61,6 +61,8 @@ type Options struct {
 	Wait       time.Duration // how long to wait for the subnet file
 	NoConflist bool
 	NoPrograms bool // only the conflist
+
+	patience time.Duration // for a program's word on its release; default a minute
 }
 
 func (o Options) withDefaults() Options {
@@ -74,6 +76,9 @@ func (o Options) withDefaults() Options {
 		if *d.field == "" {
 			*d.field = d.value
 		}
+	}
+	if o.patience == 0 {
+		o.patience = time.Minute
 	}
 	return o
 }
@@ -170,7 +175,11 @@ func mayReplace(o Options, path string) (string, error) {
 		return "", err
 	}
 	if bytes.Contains(have, []byte(Marker)) {
-		if release := releaseOf(path); newer(release, o.Release) {
+		release, err := releaseOf(path, o.patience)
+		if err != nil {
+			return "", err
+		}
+		if newer(release, o.Release) {
 			return "release " + release + " is newer than this " + o.Release, nil
 		}
 		return "", nil
@@ -184,29 +193,37 @@ func mayReplace(o Options, path string) (string, error) {
 	return "", fmt.Errorf("%s is neither this plugin nor the original's: move it away", path)
 }
 
-// releaseOf asks a build of this program for its release.
-func releaseOf(path string) string {
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+// releaseOf asks a build of this program for its release. One that cannot run, such as another
+// architecture's, has none; one that is merely slow may be newer.
+func releaseOf(path string, patience time.Duration) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, path, "version")
 	cmd.Env = []string{}
 	out, err := cmd.Output()
 	fields := strings.Fields(string(out))
-	if err != nil || len(fields) == 0 {
-		return ""
+	if ctx.Err() != nil {
+		return "", fmt.Errorf("%s does not say its release within %s", path, patience)
 	}
-	return fields[len(fields)-1]
+	if err != nil || len(fields) == 0 {
+		return "", nil
+	}
+	return fields[len(fields)-1], nil
 }
 
-// newer compares releases as in v1.2.3. What is none is older than any.
+// newer compares releases as in v1.2.3 and v1.2.3-rc1, which comes before it. What is none is older than any.
 func newer(a, b string) bool {
 	x, okA := parse(a)
 	y, okB := parse(b)
 	return okA && okB && slices.Compare(x[:], y[:]) > 0
 }
 
-func parse(release string) (v [3]int, ok bool) {
-	core, _, _ := strings.Cut(release, "-")
+// parse returns the numbers and, last, 0 for what comes before the release and 1 for the release itself.
+func parse(release string) (v [4]int, ok bool) {
+	core, _, before := strings.Cut(release, "-")
+	if !before {
+		v[3] = 1
+	}
 	n, err := fmt.Sscanf(core, "v%d.%d.%d", &v[0], &v[1], &v[2])
 	return v, err == nil && n == 3
 }
