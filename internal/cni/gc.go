@@ -121,7 +121,7 @@ func gcPorts(k *bridge.Kernel, ports []bridge.LivePort, keep owners, gone map[ne
 	var errs []error
 	for _, p := range ports {
 		leads := slices.ContainsFunc(p.Addrs, func(a netip.Addr) bool { _, is := gone[a]; return is })
-		if !names[p.Name] && (p.Ours || leads || dead[p.Name]) {
+		if !names[p.Name] && (p.Ours || leads && !p.Other || dead[p.Name]) {
 			_, err := k.DeletePort(p.Name)
 			errs = append(errs, err)
 		}

@@ -126,6 +126,27 @@ func TestGC(t *testing.T) {
 	n.wantClean()
 }
 
+// Another network may use the same bridge, and by mistake the same addresses: its pods live on.
+func TestGCLeavesOtherNetworksAlone(t *testing.T) {
+	if !asNode(t) {
+		return
+	}
+	n := newNode(t, v4Env)
+	lost := call{pod: newPod(t, "lost"), list: modern}
+	other := call{pod: newPod(t, "other"), list: strings.Replace(modern, "cbr0", "other", 1)}
+	rl, ro := n.add(lost), n.add(other)
+	if address(t, rl, 4) != address(t, ro, 4) {
+		t.Fatalf("addresses %v, %v", rl, ro)
+	}
+	if out, err := n.raw("GC", "flannel", first(t, modern), pod{}); err != nil {
+		t.Error(out)
+	}
+	must(t, n.check(other))
+	n.del(other)
+	n.del(lost)
+	n.wantClean()
+}
+
 // 254 pods that die without DEL, over and over: the range is never full.
 func TestFullRangeIsReclaimed(t *testing.T) {
 	if !asNode(t) {
