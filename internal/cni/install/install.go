@@ -156,6 +156,9 @@ func program(o Options, name string, self []byte, w io.Writer) error {
 		return nil
 	}
 	changed, err := atomicfile.Write(path, self, 0o755)
+	if info, statErr := os.Stat(path); err == nil && statErr == nil && info.Mode().Perm()&0o111 != 0o111 {
+		changed, err = true, os.Chmod(path, 0o755) // a copy made by hand
+	}
 	if err != nil {
 		return fmt.Errorf("install %s: %w", path, err)
 	}

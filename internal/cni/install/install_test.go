@@ -64,11 +64,17 @@ func TestPrograms(t *testing.T) {
 		t.Errorf("left behind: %q, %v", left, err)
 	}
 	o.Release, o.patience = "v3.0.0", 0
+	if err := os.Chmod(filepath.Join(bin, Program), 0o644); err != nil {
+		t.Fatal(err)
+	}
 	if err := Run(context.Background(), o, &out); err != nil {
 		t.Fatal(err)
 	}
 	if raw, err := os.ReadFile(filepath.Join(bin, "flannel")); err != nil || string(raw) == theirs {
 		t.Errorf("the older release was not replaced: %v", err)
+	}
+	if info, err := os.Stat(filepath.Join(bin, Program)); err != nil || info.Mode().Perm() != 0o755 {
+		t.Errorf("what runtimes cannot run stays so: %v, %v", info.Mode(), err)
 	}
 }
 
