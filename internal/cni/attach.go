@@ -16,7 +16,8 @@ import (
 	"github.com/weftnet/weft/internal/family"
 )
 
-// attach does the whole ADD of type bridge. When it fails nothing of it is left.
+// attach does the whole ADD of type bridge. When it fails nothing of it is left, and what an ADD before
+// made is as it was.
 func attach(c conf.Bridge, args *skel.CmdArgs, r reclaim) (*types100.Result, error) {
 	ns, err := bridge.OpenNamespace(args.Netns)
 	if err != nil {
@@ -29,26 +30,26 @@ func attach(c conf.Bridge, args *skel.CmdArgs, r reclaim) (*types100.Result, err
 	}
 	defer hold.Close()
 	if c.Gateway && len(given.IPs) == 0 {
-		return nil, errors.Join(fmt.Errorf("isGateway needs an address, and ipam.type %q gave none", c.IPAMType), free(c, args))
+		return nil, giveBack(c, args, hold, fmt.Errorf("isGateway needs an address, and ipam.type %q gave none", c.IPAMType))
 	}
 	plan, err := bridge.New(c, attachmentOf(args), given)
 	if err != nil {
-		return nil, errors.Join(err, free(c, args))
+		return nil, giveBack(c, args, hold, err)
 	}
 	k, err := bridge.Open()
 	if err != nil {
-		return nil, errors.Join(err, free(c, args))
+		return nil, giveBack(c, args, hold, err)
 	}
 	defer k.Close()
 	macs, err := k.Attach(plan, ns)
 	if err != nil {
-		return nil, errors.Join(err, free(c, args))
+		return nil, giveBack(c, args, hold, err)
 	}
 	if err := addRules(c, plan, macs, args); err != nil {
 		_, portErr := k.DeletePort(plan.Port.Name)
-		return nil, errors.Join(err, portErr, delRules(c, args), free(c, args))
+		return nil, giveBack(c, args, hold, errors.Join(err, portErr, delRules(c, args)))
 	}
-	drain(c, k, macs.Extra)
+	drain(c, k, macs.Extra, r)
 	return result(c, plan, given, macs, ns.Path), nil
 }
 

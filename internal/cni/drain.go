@@ -31,8 +31,9 @@ func drained(extra, networks []netip.Prefix, held []netip.Addr) []netip.Prefix {
 	return gone
 }
 
-// drain deletes what is drained at an ADD. A failure must not fail the pod: the next ADD tries again.
-func drain(c conf.Bridge, k *bridge.Kernel, extra []netip.Prefix) {
+// drain deletes what is drained at an ADD. Pods that died without DEL hold nothing back. A failure must not
+// fail the pod: the next ADD tries again.
+func drain(c conf.Bridge, k *bridge.Kernel, extra []netip.Prefix, r reclaim) {
 	if len(extra) == 0 || c.IPAMType != "host-local" {
 		return
 	}
@@ -51,6 +52,13 @@ func drain(c conf.Bridge, k *bridge.Kernel, extra []netip.Prefix) {
 	held, err := heldIn(dir)
 	if err != nil {
 		return
+	}
+	if former := drained(extra, networks, nil); len(former) > len(drained(former, networks, held)) {
+		if n, _ := r(dir); n > 0 {
+			if held, err = heldIn(dir); err != nil {
+				return
+			}
+		}
 	}
 	for _, p := range drained(extra, networks, held) {
 		_ = k.DeleteAddress(c.Device, p)

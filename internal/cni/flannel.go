@@ -4,9 +4,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
+	"net"
 	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -22,6 +23,8 @@ import (
 const (
 	patience = 10 * time.Second
 	interval = 50 * time.Millisecond
+
+	agentPatience = 5 * time.Second // for its answer when it says why there is nothing to wait for
 )
 
 // flannel is the plugin that the conflist names.
@@ -55,6 +58,7 @@ func (flannel) add(args *skel.CmdArgs) error {
 		}
 	}
 	state, key := statefile.Dir(c.DataDir), keyOf(args)
+	had := state.Has(key)
 	onDisk, err := state.Save(key, delegate)
 	if err != nil {
 		return err
@@ -70,6 +74,9 @@ func (flannel) add(args *skel.CmdArgs) error {
 		if err = onDisk(); err != nil {
 			err = errors.Join(err, detach(b, args))
 		}
+	}
+	if err != nil && had {
+		return err // what an ADD before made may be there still, and DEL needs the file for it
 	}
 	if err != nil {
 		return errors.Join(err, state.Remove(key))
@@ -97,6 +104,11 @@ func (flannel) del(args *skel.CmdArgs) error {
 	if err != nil {
 		return fmt.Errorf("state file: %w", err)
 	}
+	var d struct{ Name string }
+	if json.Unmarshal(stored, &d) == nil && d.Name != "" && d.Name != c.Name {
+		// The original's file, which the container's interface in another network has overwritten.
+		return delStored(c, nil, args)
+	}
 	if err := delStored(c, stored, args); err != nil {
 		return err
 	}
@@ -106,10 +118,8 @@ func (flannel) del(args *skel.CmdArgs) error {
 // delStored deletes with the configuration that ADD stored. Without one, or with one that is torn, what
 // can be named without it goes: an ADD of this plugin left nothing else.
 func delStored(c conf.Flannel, stored []byte, args *skel.CmdArgs) error {
-	var d struct {
-		Type string `json:"type"`
-	}
-	if json.Unmarshal(stored, &d) != nil || d.Type == "" {
+	var d struct{ Name, Type string }
+	if json.Unmarshal(stored, &d) != nil || d.Name == "" || d.Type == "" {
 		stored = nil
 		d.Type, _ = c.DelegateType()
 	}
@@ -121,13 +131,11 @@ func delStored(c conf.Flannel, stored []byte, args *skel.CmdArgs) error {
 		return err
 	}
 	b, err := bare(c)
-	if stored != nil {
-		b, err = conf.ReadBridge(stored)
-	} else if err != nil {
-		return nil // with such a configuration nothing was ever added
+	if full, fullErr := conf.ReadBridge(stored); stored != nil && fullErr == nil {
+		b, err = full, nil
 	}
 	if err != nil {
-		return err
+		return nil // with such a configuration nothing was ever added
 	}
 	if err := detach(b, args); err != nil {
 		return err
@@ -165,15 +173,41 @@ func waitForEnv(path string, patience time.Duration) (subnetfile.Lists, error) {
 	}
 }
 
-// notReady says what is missing and, if the agent left a word next to the file, why.
+// notReady says what is missing and, if the agent answers on its socket, why.
 func notReady(path string) string {
 	msg := path + " is not there: flanneld writes it once this node has a subnet and its data path is up; " +
 		"look at flanneld's log and its /readyz"
-	why, err := os.ReadFile(filepath.Join(filepath.Dir(path), "not-ready"))
-	if err == nil && len(why) > 0 && len(why) < 4096 {
-		msg += "; flanneld says: " + strings.TrimSpace(string(why))
+	reasons, err := askAgent(subnetfile.Socket(path))
+	if err != nil {
+		return msg + "; it does not answer: " + err.Error()
 	}
-	return msg
+	return msg + "; flanneld says: " + strings.Join(reasons, "; ")
+}
+
+// askAgent asks for /readyz, whose first line is a heading. HTTP/1.0 has no chunks, so no client is needed,
+// which would make the program half as large again.
+func askAgent(socket string) ([]string, error) {
+	conn, err := net.DialTimeout("unix", socket, agentPatience)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	if err := conn.SetDeadline(time.Now().Add(agentPatience)); err != nil {
+		return nil, err
+	}
+	if _, err := io.WriteString(conn, "GET /readyz HTTP/1.0\r\n\r\n"); err != nil {
+		return nil, err
+	}
+	raw, err := io.ReadAll(io.LimitReader(conn, 8192))
+	if err != nil {
+		return nil, err
+	}
+	_, body, _ := strings.Cut(string(raw), "\r\n\r\n")
+	heading, reasons, _ := strings.Cut(strings.TrimSpace(body), "\n")
+	if reasons == "" {
+		reasons = heading
+	}
+	return strings.Split(reasons, "\n"), nil
 }
 
 // status says why an ADD would fail now. A full range is no reason: pods of the node would be evicted for
@@ -199,17 +233,22 @@ func (flannel) status(args *skel.CmdArgs) error {
 		return notAvailable(err)
 	}
 	if kind == "bridge" {
-		_, err = conf.ParseBridge(delegate, "")
-	} else {
-		_, err = find(kind, args.Path)
+		b, err := conf.ParseBridge(delegate, "")
+		if err != nil || !b.OtherIPAM() {
+			return notAvailable(err)
+		}
+		kind = b.IPAMType
 	}
+	_, err = run(kind, "STATUS", args.Path, delegate)
 	return notAvailable(err)
 }
 
-// notAvailable is the code with which STATUS says that ADD would fail, whatever the reason.
+// notAvailable is the code with which STATUS says that ADD would fail, whatever the reason. That a plugin
+// called says it would succeed, with less to show for it, is passed on.
 func notAvailable(err error) error {
-	if err == nil {
-		return nil
+	var e *types.Error
+	if err == nil || errors.As(err, &e) && e.Code == types.ErrLimitedConnectivity {
+		return err
 	}
 	return types.NewError(types.ErrPluginNotAvailable, err.Error(), "")
 }

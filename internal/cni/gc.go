@@ -1,6 +1,7 @@
 package cni
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"maps"
@@ -72,10 +73,10 @@ func gcBridge(c conf.Bridge) error {
 		return gcPorts(k, ports, valid, nil)
 	}
 	defer dir.Close()
-	return gcAddresses(k, ports, valid, dir)
+	return gcAddresses(c.Network, k, ports, valid, dir)
 }
 
-func gcAddresses(k *bridge.Kernel, ports []bridge.LivePort, valid owners, dir *hostlocal.Dir) error {
+func gcAddresses(network string, k *bridge.Kernel, ports []bridge.LivePort, valid owners, dir *hostlocal.Dir) error {
 	entries, err := dir.Entries()
 	if err != nil {
 		return err
@@ -95,6 +96,14 @@ func gcAddresses(k *bridge.Kernel, ports []bridge.LivePort, valid owners, dir *h
 	if err := gcPorts(k, ports, keep, gone); err != nil {
 		return err
 	}
+	lost := owners{}
+	for _, o := range gone {
+		lost[o] = true
+	}
+	// Those of portmap too, which has its turn later: the next pod may have the address by then.
+	if err := forgetOwners(network, lost); err != nil {
+		return err
+	}
 	_, err = freeDead(dir, slices.Collect(maps.Keys(gone)))
 	return err
 }
@@ -112,7 +121,7 @@ func gcPorts(k *bridge.Kernel, ports []bridge.LivePort, keep owners, gone map[ne
 	var errs []error
 	for _, p := range ports {
 		leads := slices.ContainsFunc(p.Addrs, func(a netip.Addr) bool { _, is := gone[a]; return is })
-		if !names[p.Name] && (p.Ours || leads || dead[p.Name]) {
+		if !names[p.Name] && (p.Ours || leads && !p.Other || dead[p.Name]) {
 			_, err := k.DeletePort(p.Name)
 			errs = append(errs, err)
 		}
@@ -175,8 +184,8 @@ func (flannel) gc(args *skel.CmdArgs) error {
 	return errors.Join(errs...)
 }
 
-// forget removes a state file of the network, and first, if another plugin did the work, has it delete
-// what it added.
+// forget removes a state file of the network, and first, if another plugin did the work or gave the
+// addresses, has it delete what it added.
 func forget(c conf.Flannel, state statefile.Dir, key statefile.Key, args *skel.CmdArgs) error {
 	stored, err := state.Load(key)
 	if err != nil {
@@ -186,9 +195,17 @@ func forget(c conf.Flannel, state statefile.Dir, key statefile.Key, args *skel.C
 	if json.Unmarshal(stored, &d) != nil || d.Name != c.Name {
 		return nil // another network's, or nobody knows whose
 	}
-	if d.Type != "bridge" && key.IfName != "" {
-		env := append(os.Environ(), "CNI_CONTAINERID="+key.ContainerID, "CNI_IFNAME="+key.IfName, "CNI_NETNS=")
-		if _, err := runEnv(d.Type, "DEL", args.Path, stored, env); err != nil {
+	program := d.Type
+	if d.Type == "bridge" {
+		program = ""
+		if b, err := conf.ReadBridge(stored); err == nil && b.OtherIPAM() {
+			program = b.IPAMType
+		}
+	}
+	if program != "" {
+		ifName := cmp.Or(key.IfName, "eth0") // the original keeps none, and no interface of the container is valid
+		env := append(os.Environ(), "CNI_CONTAINERID="+key.ContainerID, "CNI_IFNAME="+ifName, "CNI_NETNS=")
+		if _, err := runEnv(program, "DEL", args.Path, stored, env); err != nil {
 			return err
 		}
 	}

@@ -3,6 +3,7 @@ package cni
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 
 	"github.com/containernetworking/cni/pkg/skel"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
@@ -70,16 +71,22 @@ func mapPorts(c portmap.Config, r *types100.Result, label rules.Label) error {
 			return err
 		}
 	}
-	for _, m := range c.Mappings {
-		if m.Protocol != unix.IPPROTO_UDP {
-			continue
+	for _, f := range family.All() {
+		if pods.Of(f).IsValid() {
+			// A client that kept sending while there was no mapping has a conntrack entry without one.
+			if err := forgetUDP(c, f, netip.Addr{}); err != nil {
+				return err
+			}
 		}
-		// A client that kept sending while there was no mapping has a conntrack entry without one.
-		for _, f := range family.All() {
-			if pods.Of(f).IsValid() {
-				if err := bridge.ForgetUDP(f, m.HostPort); err != nil {
-					return err
-				}
+	}
+	return nil
+}
+
+func forgetUDP(c portmap.Config, f family.Family, pod netip.Addr) error {
+	for _, m := range c.Mappings {
+		if m.Protocol == unix.IPPROTO_UDP {
+			if err := bridge.ForgetUDP(f, m.HostPort, pod); err != nil {
+				return err
 			}
 		}
 	}
@@ -98,7 +105,21 @@ func delPortmap(args *skel.CmdArgs) error {
 	defer conn.Close()
 	label := labelOf("portmap", c.Network, args).String()
 	err = conn.Remove(func(comment string) bool { return comment == label })
-	return errors.Join(err, conn.RemoveForeignPortmap(c.Network, args.ContainerID))
+	if err := errors.Join(err, conn.RemoveForeignPortmap(c.Network, args.ContainerID)); err != nil {
+		return err
+	}
+	// A client that goes on sending would reach the pod that gets the address next. Before CNI 0.4.0 nobody
+	// tells which address that is.
+	var pods family.Pair[netip.Prefix]
+	if r, err := previous(c.PrevResult, c.CNIVersion); err == nil && r != nil {
+		pods = portmap.Pods(r)
+	}
+	for _, f := range family.All() {
+		if pods.Of(f).IsValid() || pods == (family.Pair[netip.Prefix]{}) {
+			_ = forgetUDP(c, f, pods.Of(f).Addr()) // where there is no conntrack there are no entries
+		}
+	}
+	return nil
 }
 
 func checkPortmap(args *skel.CmdArgs) error {

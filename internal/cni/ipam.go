@@ -24,12 +24,12 @@ type reclaim func(*hostlocal.Dir) (int, error)
 func allocate(c conf.Bridge, args *skel.CmdArgs, r reclaim) (bridge.Addressing, hostlocal.Hold, error) {
 	switch c.IPAMType {
 	case "":
-		return bridge.Addressing{}, nil, nil
+		return bridge.Addressing{}, hostlocal.Hold{}, nil
 	case "host-local":
 		return allocateLocal(c.IPAM, ownerOf(args), r)
 	}
 	a, err := allocateElsewhere(c, args)
-	return a, nil, err
+	return a, hostlocal.Hold{}, err
 }
 
 func allocateElsewhere(c conf.Bridge, args *skel.CmdArgs) (bridge.Addressing, error) {
@@ -55,7 +55,7 @@ func allocateElsewhere(c conf.Bridge, args *skel.CmdArgs) (bridge.Addressing, er
 func allocateLocal(c conf.HostLocal, owner hostlocal.Owner, r reclaim) (bridge.Addressing, hostlocal.Hold, error) {
 	given, hold, err := give(c, owner, r)
 	if err != nil {
-		return bridge.Addressing{}, nil, err
+		return bridge.Addressing{}, hostlocal.Hold{}, err
 	}
 	a := bridge.Addressing{Routes: c.Routes}
 	for _, g := range given {
@@ -64,8 +64,8 @@ func allocateLocal(c conf.HostLocal, owner hostlocal.Owner, r reclaim) (bridge.A
 	if c.ResolvConf != "" {
 		raw, err := os.ReadFile(c.ResolvConf)
 		if err != nil {
-			hold.Close()
-			return a, nil, errors.Join(fmt.Errorf("ipam.resolvConf: %w", err), freeLocal(c, owner))
+			defer hold.Close()
+			return a, hostlocal.Hold{}, errors.Join(fmt.Errorf("ipam.resolvConf: %w", err), freeThese(c, hold.Fresh))
 		}
 		a.DNS = conf.ParseResolvConf(raw)
 	}
@@ -76,7 +76,7 @@ func allocateLocal(c conf.HostLocal, owner hostlocal.Owner, r reclaim) (bridge.A
 func give(c conf.HostLocal, owner hostlocal.Owner, r reclaim) ([]hostlocal.Given, hostlocal.Hold, error) {
 	dir, err := hostlocal.Open(c.Dir)
 	if err != nil {
-		return nil, nil, err
+		return nil, hostlocal.Hold{}, err
 	}
 	defer dir.Close()
 	given, hold, err := dir.Allocate(c, owner)
@@ -84,14 +84,14 @@ func give(c conf.HostLocal, owner hostlocal.Owner, r reclaim) ([]hostlocal.Given
 		return given, hold, err
 	}
 	n, reclaimErr := r(dir)
-	if reclaimErr != nil {
-		return nil, nil, fmt.Errorf("%w, and the dead entries cannot be freed: %w", err, reclaimErr)
+	if reclaimErr != nil && n == 0 {
+		return nil, hostlocal.Hold{}, fmt.Errorf("%w, and the dead entries cannot be freed: %w", err, reclaimErr)
 	}
 	if n == 0 {
-		return nil, nil, full(c, err)
+		return nil, hostlocal.Hold{}, full(c, err)
 	}
 	if given, hold, err = dir.Allocate(c, owner); errors.Is(err, hostlocal.ErrFull) {
-		return nil, nil, full(c, err)
+		return nil, hostlocal.Hold{}, full(c, err)
 	}
 	return given, hold, err
 }
@@ -111,6 +111,31 @@ func free(c conf.Bridge, args *skel.CmdArgs) error {
 	}
 	_, err := run(c.IPAMType, "DEL", args.Path, c.Raw)
 	return err
+}
+
+// giveBack is the free of an ADD that failed because of err: what the attachment held before stays, since
+// the ADD before may have been a whole one, whose pod lives.
+func giveBack(c conf.Bridge, args *skel.CmdArgs, hold hostlocal.Hold, err error) error {
+	if c.IPAMType == "host-local" {
+		return errors.Join(err, freeThese(c.IPAM, hold.Fresh))
+	}
+	if errors.Is(err, bridge.ErrAttached) {
+		return err
+	}
+	return errors.Join(err, free(c, args))
+}
+
+func freeThese(c conf.HostLocal, addrs []netip.Addr) error {
+	dir, err := hostlocal.OpenExisting(c.Dir)
+	if dir == nil || err != nil {
+		return err
+	}
+	defer dir.Close()
+	var errs []error
+	for _, a := range addrs {
+		errs = append(errs, dir.Free(a))
+	}
+	return errors.Join(errs...)
 }
 
 func freeLocal(c conf.HostLocal, owner hostlocal.Owner) error {

@@ -1,6 +1,8 @@
 package cni
 
 import (
+	"errors"
+	"fmt"
 	"maps"
 	"slices"
 
@@ -45,10 +47,17 @@ func bridgeFuncs() skel.CNIFuncs {
 			if err != nil {
 				return err
 			}
-			return gcBridge(c)
+			if err := gcBridge(c); err != nil || !c.OtherIPAM() {
+				return err
+			}
+			_, err = run(c.IPAMType, "GC", args.Path, args.StdinData)
+			return err
 		},
 		Status: func(args *skel.CmdArgs) error {
-			_, err := conf.ParseBridge(args.StdinData, args.Args)
+			c, err := conf.ParseBridge(args.StdinData, args.Args)
+			if err == nil && c.OtherIPAM() {
+				_, err = run(c.IPAMType, "STATUS", args.Path, args.StdinData)
+			}
 			return notAvailable(err)
 		},
 	}
@@ -59,7 +68,7 @@ func hostLocalFuncs() skel.CNIFuncs {
 		Add: addHostLocal,
 		Del: func(args *skel.CmdArgs) error {
 			c, err := conf.ReadHostLocal(args.StdinData, args.Args)
-			if err != nil {
+			if c.Dir == "" {
 				return err
 			}
 			return freeLocal(c, ownerOf(args))
@@ -67,7 +76,7 @@ func hostLocalFuncs() skel.CNIFuncs {
 		Check: checkHostLocal,
 		GC: func(args *skel.CmdArgs) error {
 			c, err := conf.ReadHostLocal(args.StdinData, args.Args)
-			if err != nil {
+			if c.Dir == "" {
 				return err
 			}
 			return gcHostLocal(c)
@@ -95,6 +104,11 @@ func addHostLocal(args *skel.CmdArgs) error {
 		return err
 	}
 	defer hold.Close()
+	if len(hold.Fresh) < len(given.IPs) {
+		// The caller would free what it takes for a new address when something else fails.
+		return errors.Join(fmt.Errorf("%s holds an address of %s already: DEL comes before another ADD", ownerOf(args), c.Dir),
+			freeThese(c, hold.Fresh))
+	}
 	r := &types100.Result{CNIVersion: types100.ImplementedSpecVersion, Routes: given.Routes, DNS: given.DNS}
 	for _, ip := range given.IPs {
 		r.IPs = append(r.IPs, ipConfig(ip))

@@ -115,8 +115,10 @@ func freeDead(dir *hostlocal.Dir, gone []netip.Addr) (int, error) {
 	n := 0
 	for _, a := range gone {
 		if !dir.InFlight(a) {
-			errs = append(errs, dir.Free(a))
-			n++
+			err := dir.Free(a)
+			if errs = append(errs, err); err == nil {
+				n++
+			}
 		}
 	}
 	return n, errors.Join(errs...)

@@ -15,9 +15,12 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/weftnet/weft/internal/atomicfile"
+	"github.com/weftnet/weft/internal/cni/netd"
 )
 
 // limit bounds what is read: more than a ConfigMap can hold.
@@ -151,7 +154,7 @@ func (f Files) Keep(ctx context.Context, interval time.Duration, log *slog.Logge
 	log = log.With("file", f.Target)
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
-	failing := ""
+	failing, before := "", ""
 	for {
 		changed, err := f.Sync()
 		switch {
@@ -164,6 +167,13 @@ func (f Files) Keep(ctx context.Context, interval time.Duration, log *slog.Logge
 		}
 		if changed {
 			log.Info("CNI configuration installed")
+		}
+		if now := strings.Join(netd.Before(filepath.Dir(f.Target), filepath.Base(f.Target)), ", "); now != before {
+			if before = now; now != "" {
+				log.Warn("runtimes use another CNI configuration, whose name sorts before: remove it if this node's pods are to be on this network", "other", now)
+			} else {
+				log.Info("no other CNI configuration is in the way any more")
+			}
 		}
 		select {
 		case <-ctx.Done():

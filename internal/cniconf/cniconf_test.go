@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -83,7 +84,8 @@ func TestKeep(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		defer synctest.Wait()
 		defer cancel()
-		go f.Keep(ctx, time.Second, slog.New(slog.DiscardHandler))
+		var log strings.Builder
+		go f.Keep(ctx, time.Second, slog.New(slog.NewTextHandler(&log, nil)))
 		expect := func(when, want string) {
 			t.Helper()
 			time.Sleep(1500 * time.Millisecond)
@@ -100,6 +102,12 @@ func TestKeep(t *testing.T) {
 		expect("removed by hand", plain)
 		write(t, f.Source, newer)
 		expect("new source", newer)
+		write(t, filepath.Join(filepath.Dir(f.Target), "05-other.conflist"), "{}")
+		time.Sleep(5 * time.Second)
+		synctest.Wait()
+		if got := log.String(); strings.Count(got, "level=WARN") != 1 || !strings.Contains(got, "other=05-other.conflist") {
+			t.Errorf("somebody else's configuration is preferred, and the log says\n%s", got)
+		}
 	})
 }
 

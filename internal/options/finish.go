@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/weftnet/weft/internal/snapshot"
+	"github.com/weftnet/weft/internal/subnetfile"
 )
 
 // maxSocketPath is the room for a path in a unix socket address, sun_path, less its closing zero byte.
@@ -67,9 +68,9 @@ func (o *Options) finish(getenv func(string) string) []error {
 	return errs
 }
 
-// Socket returns where the agent with that subnet file listens for weft status: beside the file.
+// Socket returns where the agent with that subnet file listens for weft status.
 func Socket(subnetFile string) string {
-	return strings.TrimSuffix(subnetFile, ".env") + ".sock"
+	return subnetfile.Socket(subnetFile)
 }
 
 // TunnelFile returns where the agent with that subnet file remembers its tunnel for the next process: beside

@@ -18,6 +18,10 @@ import (
 // DefaultPath is where subnet.env lies unless --subnet-file or the plugin's subnetFile says otherwise.
 const DefaultPath = "/run/flannel/subnet.env"
 
+// Socket returns where the agent with that subnet file answers, unless --status-socket says otherwise:
+// beside the file.
+func Socket(path string) string { return strings.TrimSuffix(path, ".env") + ".sock" }
+
 // maxSize is far beyond any file that a person or an agent wrote on purpose.
 const maxSize = 1 << 20
 

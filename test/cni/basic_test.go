@@ -1,6 +1,8 @@
 package cni
 
 import (
+	"context"
+	"log/slog"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -11,7 +13,9 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/weftnet/weft/internal/agent"
 	"github.com/weftnet/weft/internal/netnstest"
+	"github.com/weftnet/weft/internal/subnetfile"
 )
 
 func TestStockConflistWithOneFile(t *testing.T) {
@@ -156,6 +160,17 @@ func TestAddWaitsForTheAgent(t *testing.T) {
 	err = n.status(modern)
 	if err == nil || !strings.Contains(err.Error(), envFile+" is not there") {
 		t.Errorf("STATUS without %s: %v", envFile, err)
+	}
+	l, err := agent.ListenSocket(subnetfile.Socket(envFile))
+	must(t, err)
+	defer l.Close()
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	go func() {
+		_ = agent.Serve(ctx, l, agent.New(agent.Options{}, agent.Parts{}, slog.New(slog.DiscardHandler)).SocketHandler())
+	}()
+	if err = n.status(modern); err == nil || !strings.Contains(err.Error(), "flanneld says: starting") {
+		t.Errorf("STATUS while flanneld waits: %v", err)
 	}
 	n.setEnv(v4Env)
 	must(t, n.status(modern))

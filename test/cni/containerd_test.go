@@ -119,7 +119,7 @@ state = "/run/containerd"
 	log := func() string { raw, _ := os.ReadFile(logPath); return string(raw) }
 	deadline := time.Now().Add(60 * time.Second)
 	for {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		_, err := invokeCRI(ctx, "Version", nil)
 		cancel()
 		if err == nil {

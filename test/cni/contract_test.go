@@ -182,6 +182,28 @@ func TestOtherPlugins(t *testing.T) {
 		t.Errorf("calls:\n%s", got)
 	}
 	n.wantClean()
+
+	// GC has the IPAM plugin free what it gave, and STATUS asks it.
+	conf = `{"name":"cbr0","cniVersion":"1.1.0","type":"flannel","ipam":{"type":"otheripam"}}`
+	must(t, os.WriteFile(filepath.Join(n.bin, "otheripam"), []byte(strings.ReplaceAll(fake+result, "1.0.0", "1.1.0")), 0o755))
+	if out, err := n.raw("ADD", "flannel", conf, p); err != nil {
+		t.Errorf("ADD: %v %s", err, out)
+	}
+	calls()
+	if out, err := n.raw("GC", "flannel", conf, pod{}); err != nil {
+		t.Errorf("GC: %v %s", err, out)
+	}
+	if got := calls(); !strings.Contains(got, "otheripam DEL a eth0\n{") {
+		t.Errorf("calls of GC:\n%s", got)
+	}
+	n.wantClean()
+	if out, err := n.raw("STATUS", "flannel", conf, pod{}); err != nil || !strings.Contains(calls(), "otheripam STATUS") {
+		t.Errorf("STATUS: %v %s", err, out)
+	}
+	must(t, os.WriteFile(filepath.Join(n.bin, "otheripam"), []byte("#!/bin/sh\necho '{\"code\":50,\"msg\":\"no pool\"}'; exit 1\n"), 0o755))
+	if out, err := n.raw("STATUS", "flannel", conf, pod{}); err == nil || !strings.Contains(out, "no pool") || !strings.Contains(out, `"code":50`) {
+		t.Errorf("STATUS: %v %s", err, out)
+	}
 }
 
 func TestKeysOfTheField(t *testing.T) {

@@ -7,6 +7,9 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
 	"github.com/weftnet/weft/internal/netnstest"
 )
 
@@ -119,6 +122,15 @@ func TestHostPortMovesToTheNextPod(t *testing.T) {
 	n.del(call{pod: a, caps: caps})
 	if _, err := ask(client.do, "udp", to); err != nil {
 		t.Error(err)
+	}
+	// A client that goes on sending must not reach whoever gets the address next.
+	n.del(call{pod: b, caps: caps})
+	flows, err := netlink.ConntrackTableList(netlink.ConntrackTable, unix.AF_INET)
+	must(t, err)
+	for _, f := range flows {
+		if f.Forward.Protocol == unix.IPPROTO_UDP && f.Forward.DstPort == 5353 {
+			t.Errorf("conntrack still knows %s", f)
+		}
 	}
 }
 

@@ -2,6 +2,7 @@ package cni
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"net/netip"
 	"os"
@@ -91,6 +92,15 @@ func TestGC(t *testing.T) {
 	for _, p := range lost[2:] {
 		all = append(all, types.GCAttachment{ContainerID: p.id, IfName: "eth0"})
 	}
+	// The rules of the ports go before the address: somebody may get it before portmap has its turn.
+	raw, err := json.Marshal(all)
+	must(t, err)
+	if out, err := n.raw("GC", "flannel", strings.Replace(first(t, modern), "{", `{"cni.dev/valid-attachments":`+string(raw)+",", 1), pod{}); err != nil {
+		t.Error(out)
+	}
+	if got := strings.Join(n.leavings(), "\n"); strings.Contains(got, "portmap cbr0/lost0") || !strings.Contains(got, "portmap cbr0/lost2") {
+		t.Errorf("after GC of flannel:\n%s", got)
+	}
 	gc(all...)
 	for _, f := range n.leavings() {
 		if strings.Contains(f, "lost0") || strings.Contains(f, "lost1") {
@@ -113,6 +123,27 @@ func TestGC(t *testing.T) {
 	}
 	must(t, n.check(keep))
 	n.del(keep)
+	n.wantClean()
+}
+
+// Another network may use the same bridge, and by mistake the same addresses: its pods live on.
+func TestGCLeavesOtherNetworksAlone(t *testing.T) {
+	if !asNode(t) {
+		return
+	}
+	n := newNode(t, v4Env)
+	lost := call{pod: newPod(t, "lost"), list: modern}
+	other := call{pod: newPod(t, "other"), list: strings.Replace(modern, "cbr0", "other", 1)}
+	rl, ro := n.add(lost), n.add(other)
+	if address(t, rl, 4) != address(t, ro, 4) {
+		t.Fatalf("addresses %v, %v", rl, ro)
+	}
+	if out, err := n.raw("GC", "flannel", first(t, modern), pod{}); err != nil {
+		t.Error(out)
+	}
+	must(t, n.check(other))
+	n.del(other)
+	n.del(lost)
 	n.wantClean()
 }
 
@@ -170,6 +201,8 @@ func TestDamagedFiles(t *testing.T) {
 	write(ipamDir+"/last_reserved_ip.0", "not an address")
 	write(ipamDir+"/notes.txt", "10.244.3.5")
 	netnstest.Command(t, "mkfifo", ipamDir+"/10.244.3.5")
+	must(t, os.MkdirAll(ipamDir+"/10.244.3.6/x", 0o700))
+	must(t, os.Symlink("/etc/passwd", ipamDir+"/10.244.3.7"))
 	write(stateDir+"/torn", `{"cniVersion":`)
 	p := newPod(t, "a")
 	if got := address(t, n.add(call{pod: p}), 4).String(); got != "10.244.3.2" {
@@ -189,6 +222,39 @@ func TestDamagedFiles(t *testing.T) {
 	for _, f := range []string{"10.244.3.3", "10.244.3.4"} {
 		if _, err := os.Stat(filepath.Join(ipamDir, f)); err != nil {
 			t.Errorf("somebody else's entry: %v", err)
+		}
+	}
+}
+
+// DEL cleans up although the state file is gone, or holds what nobody could have added.
+func TestDelWithoutItsFile(t *testing.T) {
+	if !asNode(t) {
+		return
+	}
+	n := newNode(t, strings.Replace(dualEnv, "IPMASQ=true", "IPMASQ=false", 1)) // so that the plugin masquerades
+	for i, content := range []string{"", `{"type":"bridge"`, `{"type":"bridge","mtu":"1450"}`, `{"type":"bridge","ipam":{"type":"host-local","ranges":[[{"subnet":"10.244.3.9/32"}]]}}`} {
+		c := call{pod: newPod(t, fmt.Sprintf("p%d", i)), list: modern}
+		n.add(c)
+		must(t, os.RemoveAll(stateDir))
+		if content != "" {
+			must(t, os.Mkdir(stateDir, 0o700))
+			must(t, os.WriteFile(filepath.Join(stateDir, c.pod.id), []byte(content), 0o600))
+		}
+		if err := n.tryDel(c); err != nil {
+			t.Errorf("%q: %v", content, err)
+		}
+		n.wantClean()
+	}
+	p := newPod(t, "bad")
+	for plugin, conf := range map[string]string{
+		"bridge":     `{"name":"cbr0","cniVersion":"1.0.0","type":"bridge","runtimeConfig":{"mac":"none"},"ipam":{"type":"host-local","ranges":[[{"subnet":"10.244.3.0/24"}]]}}`,
+		"host-local": `{"name":"cbr0","cniVersion":"1.0.0","type":"ptp","ipam":{"type":"host-local","ranges":[[{"subnet":"10.244.3.9/32"}]]}}`,
+	} {
+		if out, err := n.raw("ADD", plugin, conf, p); err == nil {
+			t.Errorf("%s: ADD succeeds: %s", plugin, out)
+		}
+		if out, err := n.raw("DEL", plugin, conf, p); err != nil {
+			t.Errorf("%s: DEL of an ADD that could not be: %s", plugin, out)
 		}
 	}
 }
@@ -238,6 +304,21 @@ func TestSubnetChanges(t *testing.T) {
 	if has("10.244.8.1/24") || !has("192.168.77.1/24") {
 		t.Errorf("addresses:\n%s", netnstest.Command(t, "ip", "addr", "show", "cni0"))
 	}
+	// The last pod of a former subnet dies without DEL.
+	n.setEnv(strings.NewReplacer("10.244.3.1", "10.244.7.1", "fd24:0:0:3::", "fd24:0:0:7::").Replace(dualEnv))
+	dead := call{pod: newPod(t, "dead")}
+	rd := n.add(dead)
+	n.setEnv(strings.NewReplacer("10.244.3.1", "10.244.9.1", "fd24:0:0:3::", "fd24:0:0:9::").Replace(dualEnv))
+	must(t, dead.pod.kill())
+	eventually(t, "port is gone", func() bool {
+		return !strings.Contains(netnstest.Command(t, "ip", "-o", "link"), rd.Interfaces[1].Name)
+	})
+	last := call{pod: newPod(t, "last")}
+	n.add(last)
+	if has("10.244.7.1/24") || has("fd24:0:0:7::1/64") {
+		t.Error("the old gateway is still there when its last pod has died")
+	}
+	n.del(last)
 	n.del(another)
 	n.del(fresh)
 	n.wantClean()
@@ -285,8 +366,18 @@ func TestBridgeDeletedByHand(t *testing.T) {
 	serve(t, a.do, netip.AddrPortFrom(address(t, ra, 4), 80))
 	netnstest.Command(t, "ip", "link", "del", "cni0")
 	n.add(call{pod: b})
+	if got := netnstest.Command(t, "bridge", "-d", "link"); strings.Count(got, "hairpin on") != 2 {
+		t.Errorf("hairpin:\n%s", got)
+	}
 	if _, err := ask(b.do, "tcp", netip.AddrPortFrom(address(t, ra, 4), 80)); err != nil {
 		t.Errorf("the pod that was there before: %v", err)
+	}
+	isolated := strings.Replace(stock, `"hairpinMode":true`, `"portIsolation":true,"bridge":"br1"`, 1)
+	n.add(call{pod: newPod(t, "c"), list: isolated})
+	netnstest.Command(t, "ip", "link", "del", "br1")
+	n.add(call{pod: newPod(t, "d"), list: isolated})
+	if got := netnstest.Command(t, "bridge", "-d", "link"); strings.Count(got, "isolated on") != strings.Count(got, "master br1") {
+		t.Errorf("isolation:\n%s", got)
 	}
 }
 

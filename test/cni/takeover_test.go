@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/weftnet/weft/internal/netnstest"
 )
 
@@ -197,6 +199,62 @@ func TestReferenceRulesAreDeleted(t *testing.T) {
 	after := netnstest.Command(t, "iptables-nft-save", "-t", "nat")
 	if strings.Contains(after, "CNI-DN-") || strings.Contains(after, `"cbr0"`) {
 		t.Errorf("left behind:\n%s", after)
+	}
+	ours.wantClean()
+}
+
+// The original keeps one file for both interfaces of a pod, so the second overwrites the first one's; both
+// can be deleted all the same.
+func TestTwoInterfacesOfTheOriginals(t *testing.T) {
+	if !asNode(t) {
+		return
+	}
+	ours := newNode(t, dualEnv)
+	theirs := ours.upstream(t)
+	p := newPod(t, "a")
+	eth0, net1 := call{pod: p}, call{pod: p, ifName: "net1", list: strings.Replace(stock, "cbr0", "other", 1)}
+	theirs.add(eth0)
+	theirs.add(net1)
+	ours.del(eth0)
+	if got := p.ip(t, "-o", "link"); !strings.Contains(got, "net1") {
+		t.Errorf("interfaces after DEL of eth0:\n%s", got)
+	}
+	ours.del(net1)
+	ours.wantClean()
+	if left, _ := filepath.Glob("/var/lib/cni/networks/other/*.*.*.*"); len(left) > 0 {
+		t.Errorf("left behind: %q", left)
+	}
+}
+
+// A second ADD without a DEL fails and costs the pod that lives nothing, whichever plugin attached it.
+func TestAddTwice(t *testing.T) {
+	if !asNode(t) {
+		return
+	}
+	ours := newNode(t, dualEnv)
+	for i, first := range []*node{ours, ours.upstream(t)} {
+		c := call{pod: newPod(t, fmt.Sprintf("p%d", i)), list: strings.Replace(modern, "1.1.0", "1.0.0", 1)}
+		first.add(c)
+		before := ours.leavings()
+		if _, err := ours.tryAdd(c); err == nil || !strings.Contains(err.Error(), "DEL comes before another ADD") {
+			t.Errorf("the second ADD: %v", err)
+		}
+		if diff := cmp.Diff(before, ours.leavings()); diff != "" {
+			t.Errorf("the second ADD makes a difference (-before +after):\n%s", diff)
+		}
+		ours.del(c)
+		ours.wantClean()
+	}
+	p := newPod(t, "q")
+	conf := `{"name":"cbr0","cniVersion":"1.0.0","type":"ptp","ipam":{"type":"host-local","ranges":[[{"subnet":"10.244.3.0/24"}]]}}`
+	if out, err := ours.raw("ADD", "host-local", conf, p); err != nil {
+		t.Fatal(out)
+	}
+	if out, err := ours.raw("ADD", "host-local", conf, p); err == nil || !strings.Contains(out, "DEL comes before another ADD") {
+		t.Errorf("the second ADD of host-local: %v %s", err, out)
+	}
+	if out, err := ours.raw("DEL", "host-local", conf, p); err != nil {
+		t.Error(out)
 	}
 	ours.wantClean()
 }

@@ -16,13 +16,13 @@ import (
 
 // ensureDevice makes the bridge or brings an existing one, whoever made it, in line. Any number of
 // processes may do so at once. It returns the addresses that the bridge has beyond those wanted.
-func (k *Kernel) ensureDevice(want Device) (link netlink.Link, extra []netip.Prefix, err error) {
+func (k *Kernel) ensureDevice(want Device, port Port) (link netlink.Link, extra []netip.Prefix, err error) {
 	link, made, err := k.findOrMake(want)
 	if err == nil {
 		extra, err = k.configureDevice(want, link)
 	}
 	if err == nil && made {
-		err = k.adoptOrphans(want.Network, link.Attrs().Index)
+		err = k.adoptOrphans(port, link.Attrs().Index)
 	}
 	if err != nil {
 		return nil, nil, fmt.Errorf("bridge %s: %w", want.Name, err)
@@ -164,21 +164,32 @@ func (k *Kernel) addresses(link netlink.Link) (map[netip.Prefix]bool, error) {
 }
 
 // adoptOrphans puts the ports of pods that were on a bridge of this name before somebody deleted it
-// onto the new one.
-func (k *Kernel) adoptOrphans(network string, bridge int) error {
+// onto the new one. They are like the one that is about to be made.
+func (k *Kernel) adoptOrphans(like Port, bridge int) error {
 	links, err := k.nl.LinkList()
 	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
 		return fmt.Errorf("list links: %w", err)
 	}
 	for _, l := range links {
-		if a := l.Attrs(); a.Alias == Alias(network) && a.MasterIndex == 0 {
-			err := errors.Join(k.nl.LinkSetMasterByIndex(l, bridge), k.nl.LinkSetHairpin(l, true))
+		if a := l.Attrs(); a.Alias == like.Alias && a.MasterIndex == 0 {
+			err := errors.Join(k.nl.LinkSetMasterByIndex(l, bridge), k.setFlags(l, like))
 			if err != nil && !missing(err) {
 				return fmt.Errorf("attach %s again: %w", a.Name, err)
 			}
 		}
 	}
 	return nil
+}
+
+// setFlags sets what only a port of a bridge has.
+func (k *Kernel) setFlags(l netlink.Link, want Port) (err error) {
+	if want.Hairpin {
+		err = k.nl.LinkSetHairpin(l, true)
+	}
+	if err == nil && want.Isolated {
+		err = k.nl.LinkSetIsolated(l, true)
+	}
+	return err
 }
 
 // address is the netlink form of p. Nobody else can have the addresses that IPAM gives, so without dad

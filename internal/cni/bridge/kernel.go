@@ -33,6 +33,9 @@ func Open() (*Kernel, error) {
 // Close closes the socket.
 func (k *Kernel) Close() { k.nl.Close() }
 
+// ErrAttached means that the pod has an interface of that name, from an ADD before or from somebody else.
+var ErrAttached = errors.New("already: DEL comes before another ADD")
+
 // Made is what only the kernel knows of an attachment.
 type Made struct {
 	Bridge, Port, Pod net.HardwareAddr
@@ -42,7 +45,7 @@ type Made struct {
 // Attach makes what p says, and on failure takes away the veth pair again. The bridge stays: others may
 // use it by then.
 func (k *Kernel) Attach(p Plan, ns *Namespace) (Made, error) {
-	bridge, extra, err := k.ensureDevice(p.Bridge)
+	bridge, extra, err := k.ensureDevice(p.Bridge, p.Port)
 	if err != nil {
 		return Made{}, err
 	}
@@ -74,7 +77,7 @@ func (k *Kernel) makePair(p Plan, bridge int, ns *Namespace, pod *netlink.Handle
 		return err
 	}
 	if _, err := pod.LinkByName(p.Pod.Name); !missing(err) {
-		return fmt.Errorf("the pod has an interface %s already: DEL comes before another ADD", p.Pod.Name)
+		return fmt.Errorf("the pod has an interface %s %w", p.Pod.Name, ErrAttached)
 	}
 	if _, err := k.DeletePort(p.Port.Name); err != nil {
 		return err
@@ -124,11 +127,8 @@ func (k *Kernel) configurePair(p Plan, ns *Namespace, pod *netlink.Handle) (Made
 		return Made{}, fmt.Errorf("port %s: %w", p.Port.Name, err)
 	}
 	err = k.nl.LinkSetAlias(port, p.Port.Alias)
-	if err == nil && p.Port.Hairpin {
-		err = k.nl.LinkSetHairpin(port, true)
-	}
-	if err == nil && p.Port.Isolated {
-		err = k.nl.LinkSetIsolated(port, true)
+	if err == nil {
+		err = k.setFlags(port, p.Port)
 	}
 	if err != nil {
 		return Made{}, fmt.Errorf("port %s: %w", p.Port.Name, err)

@@ -25,8 +25,8 @@ func (k *Kernel) RouteLocalnet(pod netip.Addr) error {
 }
 
 // ForgetUDP deletes the conntrack entries of UDP flows to a port of this node, so that their next packet
-// goes where the rules say now.
-func ForgetUDP(f family.Family, port uint16) error {
+// goes where the rules say now. With a pod, only of those that lead to it.
+func ForgetUDP(f family.Family, port uint16, pod netip.Addr) error {
 	h, err := netlink.NewHandle(unix.NETLINK_NETFILTER)
 	if err != nil {
 		return fmt.Errorf("conntrack: %w", err)
@@ -38,6 +38,11 @@ func ForgetUDP(f family.Family, port uint16) error {
 	}
 	if err := filter.AddPort(netlink.ConntrackOrigDstPort, port); err != nil {
 		return fmt.Errorf("conntrack: %w", err)
+	}
+	if pod.IsValid() {
+		if err := filter.AddIP(netlink.ConntrackReplySrcIP, pod.AsSlice()); err != nil {
+			return fmt.Errorf("conntrack: %w", err)
+		}
 	}
 	inet := netlink.InetFamily(unix.AF_INET)
 	if f == family.V6 {

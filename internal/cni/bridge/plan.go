@@ -60,7 +60,6 @@ type Plan struct {
 // A Device is the bridge.
 type Device struct {
 	Name         string
-	Network      string
 	MTU          int              // when it is made; afterwards the kernel takes the lowest of its ports
 	MAC          net.HardwareAddr // when it is made; nil: a random one
 	Promisc      bool
@@ -100,7 +99,7 @@ type Route struct {
 // New plans an attachment.
 func New(c conf.Bridge, a Attachment, given Addressing) (Plan, error) {
 	p := Plan{
-		Bridge: Device{Name: c.Device, Network: c.Network, MTU: c.MTU, Promisc: c.Promisc, ForceAddress: c.ForceAddress},
+		Bridge: Device{Name: c.Device, MTU: c.MTU, Promisc: c.Promisc, ForceAddress: c.ForceAddress},
 		Port:   Port{Name: a.PortName(), Alias: Alias(c.Network), MTU: c.MTU, Hairpin: c.Hairpin, Isolated: c.Isolated},
 		Pod:    Interface{Name: a.IfName, MTU: c.MTU, MAC: c.MAC, DAD: c.DAD},
 	}

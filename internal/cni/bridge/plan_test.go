@@ -9,6 +9,7 @@ import (
 
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/google/go-cmp/cmp"
+	"github.com/vishvananda/netlink"
 
 	"github.com/weftnet/weft/internal/cni/conf"
 )
@@ -103,6 +104,22 @@ func TestPortNames(t *testing.T) {
 	// Pods of a running node would lose theirs if this changed.
 	if got := (Attachment{"p1", "eth0"}).PortName(); got != "veth7a8ba62b53f" {
 		t.Errorf("the name of a known attachment is now %s", got)
+	}
+}
+
+func TestAListThatChangesIsMadeAgain(t *testing.T) {
+	tries := 0
+	all, err := whole(func() ([]int, error) {
+		if tries++; tries < 3 {
+			return nil, netlink.ErrDumpInterrupted
+		}
+		return []int{1}, nil
+	})
+	if err != nil || len(all) != 1 {
+		t.Errorf("%v, %v", all, err)
+	}
+	if _, err := whole(func() ([]int, error) { return nil, netlink.ErrDumpInterrupted }); err == nil {
+		t.Error("a list that never was whole is taken for one")
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strings"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -15,6 +16,7 @@ import (
 type LivePort struct {
 	Name  string
 	Ours  bool         // made by this plugin for this network: its alias says so
+	Other bool         // made by this plugin for another network
 	Addrs []netip.Addr // of the namespace at the other end, link-local ones excepted
 }
 
@@ -22,8 +24,8 @@ type LivePort struct {
 // addresses at their other end. The kernel answers for other namespaces (IFA_TARGET_NETNSID, Linux 4.20),
 // so this holds for pods that any plugin attached. An older kernel is an error.
 func (k *Kernel) Ports(device, network string) ([]LivePort, error) {
-	links, err := k.nl.LinkList()
-	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+	links, err := whole(k.nl.LinkList)
+	if err != nil {
 		return nil, fmt.Errorf("list links: %w", err)
 	}
 	bridge := -1
@@ -44,8 +46,8 @@ func (k *Kernel) Ports(device, network string) ([]LivePort, error) {
 		if l.Type() != "veth" || a.MasterIndex != bridge && !ours {
 			continue
 		}
-		p := LivePort{Name: a.Name, Ours: ours}
-		p.Addrs, err = addressesOf(socket, a.NetNsID)
+		p := LivePort{Name: a.Name, Ours: ours, Other: !ours && strings.HasPrefix(a.Alias, Alias(""))}
+		p.Addrs, err = whole(func() ([]netip.Addr, error) { return addressesOf(socket, a.NetNsID) })
 		if errors.Is(err, unix.EINVAL) {
 			continue // the namespace is being taken down, and the port with it
 		}
@@ -55,6 +57,16 @@ func (k *Kernel) Ports(device, network string) ([]LivePort, error) {
 		ports = append(ports, p)
 	}
 	return ports, nil
+}
+
+// whole lists again while the list changes: what is missing from it would be taken for dead.
+func whole[T any](list func() ([]T, error)) (all []T, err error) {
+	for range 100 {
+		if all, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	return all, err
 }
 
 // strictSocket returns a socket on which a dump may be filtered.

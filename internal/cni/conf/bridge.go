@@ -36,6 +36,9 @@ type Bridge struct {
 	ValidAttachments []types.GCAttachment
 }
 
+// OtherIPAM says whether the addresses come from a plugin that is a program.
+func (b Bridge) OtherIPAM() bool { return b.IPAMType != "" && b.IPAMType != "host-local" }
+
 // A rawBridge is what the field writes. Pointers tell unset from zero.
 type rawBridge struct {
 	Name             string               `json:"name"`
@@ -122,9 +125,12 @@ func ParseBridge(stdin []byte, args string) (Bridge, error) {
 }
 
 // ReadBridge reads the configuration for DEL and GC: it takes what it understands, because whatever was
-// once added must be removable.
+// once added must be removable, and so must what could not be.
 func ReadBridge(stdin []byte) (Bridge, error) {
 	b, _, err := readBridge(stdin, "")
+	if b.Raw != nil && (b.IPAMType != "host-local" || b.IPAM.Dir != "") {
+		err = nil
+	}
 	return b, err
 }
 
@@ -147,10 +153,10 @@ func readBridge(stdin []byte, args string) (Bridge, rawBridge, error) {
 	if mac == "" {
 		mac = argument(args, "MAC")
 	}
+	var macErr error
 	if mac != "" {
-		var err error
-		if b.MAC, err = net.ParseMAC(mac); err != nil || len(b.MAC) != 6 {
-			return b, raw, invalid("mac: %q is not an Ethernet address", mac)
+		if b.MAC, macErr = net.ParseMAC(mac); macErr != nil || len(b.MAC) != 6 {
+			macErr = invalid("mac: %q is not an Ethernet address", mac)
 		}
 	}
 	var ipam struct {
@@ -158,13 +164,16 @@ func readBridge(stdin []byte, args string) (Bridge, rawBridge, error) {
 	}
 	if len(raw.IPAM) > 0 {
 		if err := decode(raw.IPAM, &ipam); err != nil {
-			return b, raw, types.NewError(types.ErrDecodingFailure, "ipam: "+err.Error(), "")
+			return Bridge{}, raw, types.NewError(types.ErrDecodingFailure, "ipam: "+err.Error(), "")
 		}
 	}
 	b.IPAMType = ipam.Type
 	var err error
 	if b.IPAMType == "host-local" {
 		b.IPAM, err = ReadHostLocal(stdin, args)
+	}
+	if macErr != nil {
+		err = macErr
 	}
 	return b, raw, err
 }

@@ -144,6 +144,7 @@ func (f Flannel) Bare() ([]byte, error) {
 		d[k] = v
 	}
 	d["name"], d["ipam"], d["cniVersion"] = f.Name, ipam, f.CNIVersion
+	d["ipMasq"] = true // nobody knows: there may be rules
 	return json.Marshal(d)
 }
 

@@ -55,7 +55,8 @@ var hostLocalKeys = []string{
 }
 
 // ReadHostLocal reads the ipam object of a plugin's configuration. args is CNI_ARGS. Only what does not
-// parse is an error; Check says whether it makes sense.
+// parse is an error, and if Dir is set all the same, there is enough for DEL; Check says whether it makes
+// sense.
 func ReadHostLocal(stdin []byte, args string) (HostLocal, error) {
 	var raw struct {
 		Name          string               `json:"name"`

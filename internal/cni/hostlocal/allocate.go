@@ -27,7 +27,6 @@ type request struct {
 	entries map[netip.Addr]Owner
 	given   []Given
 	hold    Hold
-	fresh   []netip.Addr // given now, not held before
 }
 
 // Allocate gives o one address of every range set. What o holds already is given again: an ADD that was
@@ -36,12 +35,12 @@ type request struct {
 func (d *Dir) Allocate(c conf.HostLocal, o Owner) ([]Given, Hold, error) {
 	entries, err := d.Entries()
 	if err != nil {
-		return nil, nil, err
+		return nil, Hold{}, err
 	}
 	for a, e := range entries {
 		if e.ContainerID == "" { // torn, see the package comment
 			if err := d.Free(a); err != nil {
-				return nil, nil, err
+				return nil, Hold{}, err
 			}
 			delete(entries, a)
 		}
@@ -49,12 +48,12 @@ func (d *Dir) Allocate(c conf.HostLocal, o Owner) ([]Given, Hold, error) {
 	r := &request{dir: d, owner: o, wanted: slices.Clone(c.Requested), entries: entries}
 	for i, set := range c.Sets {
 		if err := r.allocate(i, set); err != nil {
-			return nil, nil, errors.Join(err, r.undo())
+			return nil, Hold{}, errors.Join(err, r.undo())
 		}
 	}
 	if len(r.wanted) > 0 {
 		err := fmt.Errorf("the runtime asks for %s, which is in none of the ranges", r.wanted[0])
-		return nil, nil, errors.Join(err, r.undo())
+		return nil, Hold{}, errors.Join(err, r.undo())
 	}
 	return r.given, r.hold, nil
 }
@@ -62,7 +61,7 @@ func (d *Dir) Allocate(c conf.HostLocal, o Owner) ([]Given, Hold, error) {
 // undo takes back what was given in this call, but not what the owner held before.
 func (r *request) undo() error {
 	var errs []error
-	for _, a := range r.fresh {
+	for _, a := range r.hold.Fresh {
 		errs = append(errs, r.dir.Free(a))
 	}
 	r.hold.Close()
@@ -117,14 +116,14 @@ func (r *request) take(rg conf.Range, a netip.Addr, why string) error {
 	if f == nil {
 		return fmt.Errorf("%s in %s is not an address entry: remove it", a, r.dir.path)
 	}
-	r.fresh = append(r.fresh, a)
+	r.hold.Fresh = append(r.hold.Fresh, a)
 	r.keep(rg, a, f)
 	return nil
 }
 
 func (r *request) keep(rg conf.Range, a netip.Addr, f *os.File) {
 	r.given = append(r.given, Given{Addr: netip.PrefixFrom(a, rg.Subnet.Bits()), Gateway: rg.Gateway})
-	r.hold = append(r.hold, f)
+	r.hold.files = append(r.hold.files, f)
 }
 
 // Next returns the first address after last that is neither a gateway nor taken. An address outside the

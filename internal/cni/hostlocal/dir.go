@@ -55,11 +55,14 @@ type Dir struct {
 }
 
 // A Hold keeps the entries of a running ADD from being taken for dead.
-type Hold []*os.File
+type Hold struct {
+	Fresh []netip.Addr // given now, not held before
+	files []*os.File
+}
 
 // Close lets go; the entries stay.
 func (h Hold) Close() {
-	for _, f := range h {
+	for _, f := range h.files {
 		f.Close()
 	}
 }
@@ -100,7 +103,11 @@ func open(path string) (*Dir, error) {
 // Close lets the next one in.
 func (d *Dir) Close() error { return d.lock.Close() }
 
-// Entries returns who holds what. An entry with an empty Owner is torn.
+// nobody owns what has an address's name and cannot be read as an entry. No container has such an id.
+const nobody = "?"
+
+// Entries returns who holds what. An entry with an empty Owner is torn. One that cannot be read costs its
+// address, and nobody else's.
 func (d *Dir) Entries() (map[netip.Addr]Owner, error) {
 	names, err := os.ReadDir(d.path)
 	if err != nil {
@@ -113,11 +120,10 @@ func (d *Dir) Entries() (map[netip.Addr]Owner, error) {
 			continue
 		}
 		raw, err := readSmall(filepath.Join(d.path, n.Name()))
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return nil, fmt.Errorf("read address entry: %w", err)
-		}
 		if err == nil {
 			entries[a] = parseOwner(raw)
+		} else if !errors.Is(err, fs.ErrNotExist) {
+			entries[a] = Owner{ContainerID: nobody}
 		}
 	}
 	return entries, nil
@@ -170,9 +176,13 @@ func (d *Dir) retake(a netip.Addr) (*os.File, error) {
 	return f, nil
 }
 
-// InFlight says whether the ADD that made the entry of a is still running.
+// InFlight says whether the ADD that made the entry of a is still running. What is no file is as if.
 func (d *Dir) InFlight(a netip.Addr) bool {
-	f, err := openSmall(filepath.Join(d.path, a.String()))
+	path := filepath.Join(d.path, a.String())
+	if info, err := os.Lstat(path); err == nil && !info.Mode().IsRegular() {
+		return true
+	}
+	f, err := openSmall(path)
 	if err != nil {
 		return false
 	}

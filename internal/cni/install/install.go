@@ -28,6 +28,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weftnet/weft/internal/atomicfile"
+	"github.com/weftnet/weft/internal/cni/netd"
 )
 
 // Program is the name of the file that the links lead to.
@@ -60,6 +61,8 @@ type Options struct {
 	Wait       time.Duration // how long to wait for the subnet file
 	NoConflist bool
 	NoPrograms bool // only the conflist
+
+	patience time.Duration // for a program's word on its release; default a minute
 }
 
 func (o Options) withDefaults() Options {
@@ -73,6 +76,9 @@ func (o Options) withDefaults() Options {
 		if *d.field == "" {
 			*d.field = d.value
 		}
+	}
+	if o.patience == 0 {
+		o.patience = time.Minute
 	}
 	return o
 }
@@ -150,6 +156,9 @@ func program(o Options, name string, self []byte, w io.Writer) error {
 		return nil
 	}
 	changed, err := atomicfile.Write(path, self, 0o755)
+	if info, statErr := os.Stat(path); err == nil && statErr == nil && info.Mode().Perm()&0o111 != 0o111 {
+		changed, err = true, os.Chmod(path, 0o755) // a copy made by hand
+	}
 	if err != nil {
 		return fmt.Errorf("install %s: %w", path, err)
 	}
@@ -169,7 +178,11 @@ func mayReplace(o Options, path string) (string, error) {
 		return "", err
 	}
 	if bytes.Contains(have, []byte(Marker)) {
-		if release := releaseOf(path); newer(release, o.Release) {
+		release, err := releaseOf(path, o.patience)
+		if err != nil {
+			return "", err
+		}
+		if newer(release, o.Release) {
 			return "release " + release + " is newer than this " + o.Release, nil
 		}
 		return "", nil
@@ -183,29 +196,37 @@ func mayReplace(o Options, path string) (string, error) {
 	return "", fmt.Errorf("%s is neither this plugin nor the original's: move it away", path)
 }
 
-// releaseOf asks a build of this program for its release.
-func releaseOf(path string) string {
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+// releaseOf asks a build of this program for its release. One that cannot run, such as another
+// architecture's, has none; one that is merely slow may be newer.
+func releaseOf(path string, patience time.Duration) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, path, "version")
 	cmd.Env = []string{}
 	out, err := cmd.Output()
 	fields := strings.Fields(string(out))
-	if err != nil || len(fields) == 0 {
-		return ""
+	if ctx.Err() != nil {
+		return "", fmt.Errorf("%s does not say its release within %s", path, patience)
 	}
-	return fields[len(fields)-1]
+	if err != nil || len(fields) == 0 {
+		return "", nil
+	}
+	return fields[len(fields)-1], nil
 }
 
-// newer compares releases as in v1.2.3. What is none is older than any.
+// newer compares releases as in v1.2.3 and v1.2.3-rc1, which comes before it. What is none is older than any.
 func newer(a, b string) bool {
 	x, okA := parse(a)
 	y, okB := parse(b)
 	return okA && okB && slices.Compare(x[:], y[:]) > 0
 }
 
-func parse(release string) (v [3]int, ok bool) {
-	core, _, _ := strings.Cut(release, "-")
+// parse returns the numbers and, last, 0 for what comes before the release and 1 for the release itself.
+func parse(release string) (v [4]int, ok bool) {
+	core, _, before := strings.Cut(release, "-")
+	if !before {
+		v[3] = 1
+	}
 	n, err := fmt.Sscanf(core, "v%d.%d.%d", &v[0], &v[1], &v[2])
 	return v, err == nil && n == 3
 }
@@ -246,7 +267,7 @@ func conflist(ctx context.Context, o Options, w io.Writer) error {
 	if changed {
 		fmt.Fprintf(w, "%s: written\n", path)
 	}
-	for _, other := range Before(o.ConfDir, o.Name) {
+	for _, other := range netd.Before(o.ConfDir, o.Name) {
 		fmt.Fprintf(w, "warning: %s sorts before %s, so runtimes use it instead: remove it if this node's pods are to be on this network\n",
 			filepath.Join(o.ConfDir, other), o.Name)
 	}
@@ -269,24 +290,6 @@ func check(content []byte) error {
 		return errors.New("plugins: none of type flannel")
 	}
 	return nil
-}
-
-// Before returns the network configurations that runtimes prefer to the one named.
-func Before(dir, name string) []string {
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return nil
-	}
-	var before []string
-	for _, e := range entries {
-		switch filepath.Ext(e.Name()) {
-		case ".conf", ".conflist", ".json":
-			if e.Name() < name {
-				before = append(before, e.Name())
-			}
-		}
-	}
-	return before
 }
 
 // wait says whether a file is there, now or before the time is up.

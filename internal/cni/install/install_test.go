@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestNewer(t *testing.T) {
@@ -14,7 +15,8 @@ func TestNewer(t *testing.T) {
 		a, b string
 		want bool
 	}{
-		{"v1.2.3", "v1.2.2", true}, {"v1.10.0", "v1.9.9", true}, {"v1.2.3", "v1.2.3", false}, {"v1.2.3-rc1", "v1.2.3", false},
+		{"v1.2.3", "v1.2.2", true}, {"v1.10.0", "v1.9.9", true}, {"v1.2.3", "v1.2.3", false}, {"v1.2.3-rc1", "v1.2.3", false}, {"v1.2.3", "v1.2.3-rc1", true},
+		{"v1.2.3-rc2", "v1.2.3-rc1", false}, {"v1.2.4-rc1", "v1.2.3", true},
 		{"dev", "v1.0.0", false}, {"v1.0.0", "dev", false}, {"", "v0.0.1", false},
 	} {
 		if got := newer(c.a, c.b); got != c.want {
@@ -52,15 +54,27 @@ func TestPrograms(t *testing.T) {
 	if raw, err := os.ReadFile(filepath.Join(bin, "flannel")); err != nil || string(raw) != theirs {
 		t.Errorf("the newer release was replaced: %q, %v", raw, err)
 	}
+	write(filepath.Join(bin, "flannel"), "#!/bin/sh\nexec sleep 60 # "+Marker+"\n")
+	o.patience = 50 * time.Millisecond
+	if err := Run(context.Background(), o, &out); err == nil || !strings.Contains(err.Error(), "does not say its release") {
+		t.Errorf("a program that nobody knows the release of: %v", err)
+	}
+	write(filepath.Join(bin, "flannel"), theirs)
 	if left, err := filepath.Glob(filepath.Join(bin, ".*.tmp")); err != nil || len(left) > 0 {
 		t.Errorf("left behind: %q, %v", left, err)
 	}
-	o.Release = "v3.0.0"
+	o.Release, o.patience = "v3.0.0", 0
+	if err := os.Chmod(filepath.Join(bin, Program), 0o644); err != nil {
+		t.Fatal(err)
+	}
 	if err := Run(context.Background(), o, &out); err != nil {
 		t.Fatal(err)
 	}
 	if raw, err := os.ReadFile(filepath.Join(bin, "flannel")); err != nil || string(raw) == theirs {
 		t.Errorf("the older release was not replaced: %v", err)
+	}
+	if info, err := os.Stat(filepath.Join(bin, Program)); err != nil || info.Mode().Perm() != 0o755 {
+		t.Errorf("what runtimes cannot run stays so: %v, %v", info.Mode(), err)
 	}
 }
 

@@ -7,6 +7,8 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
 )
 
 // The reference plugins, in their iptables mode, give each attachment a chain in table nat: its name is a
@@ -45,28 +47,31 @@ func (c *Conn) removeForeign(from, name string) error {
 
 // removeChain deletes a chain and the rules of another that jump to it.
 func (c *Conn) removeChain(nat *nftables.Table, from, name string) error {
+	req := c.request(unix.NFT_MSG_GETCHAIN, 0, nat.Family)
+	req.AddData(nl.NewRtAttr(unix.NFTA_CHAIN_TABLE, nl.ZeroTerminated(nat.Name)))
+	req.AddData(nl.NewRtAttr(unix.NFTA_CHAIN_NAME, nl.ZeroTerminated(name)))
+	if _, err := req.Execute(unix.NETLINK_NETFILTER, 0); absent(err) {
+		return nil
+	} else if err != nil {
+		return fmt.Errorf("chain %s: %w", name, err)
+	}
 	entry := &nftables.Chain{Name: from, Table: nat}
 	all, err := c.nft.GetRules(nat, entry)
 	if err != nil && !absent(err) {
 		return fmt.Errorf("rules of %s: %w", from, err)
 	}
-	found := false
 	for _, r := range all {
 		if jumpsTo(r, name) {
-			found = true
 			r.Table, r.Chain = nat, entry
 			if err := c.nft.DelRule(r); err != nil {
 				return fmt.Errorf("rule of %s: %w", from, err)
 			}
 		}
 	}
-	if !found {
-		return nil
-	}
 	chain := &nftables.Chain{Name: name, Table: nat}
 	c.nft.FlushChain(chain)
 	c.nft.DelChain(chain)
-	if err := c.nft.Flush(); err != nil {
+	if err := c.nft.Flush(); err != nil { // EBUSY: the list was not whole, see list, and a jump is left
 		return fmt.Errorf("delete chain %s: %w", name, err)
 	}
 	return nil

@@ -19,6 +19,7 @@
 package rules
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"hash/fnv"
@@ -29,6 +30,7 @@ import (
 	"github.com/google/nftables/expr"
 	"github.com/google/nftables/userdata"
 	"github.com/mdlayher/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"github.com/weftnet/weft/internal/family"
@@ -101,7 +103,8 @@ type Rule struct {
 
 // A Conn talks to nf_tables.
 type Conn struct {
-	nft *nftables.Conn
+	nft   *nftables.Conn
+	lists *nl.NetlinkSocket
 }
 
 // Open opens a socket in the caller's namespace.
@@ -114,11 +117,18 @@ func Open() (*Conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("nftables: %w", err)
 	}
-	return &Conn{nft: c}, nil
+	lists, err := nl.Subscribe(unix.NETLINK_NETFILTER)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("nftables: %w", err), c.CloseLasting())
+	}
+	return &Conn{nft: c, lists: lists}, nil
 }
 
 // Close closes the socket.
-func (c *Conn) Close() { _ = c.nft.CloseLasting() }
+func (c *Conn) Close() {
+	_ = c.nft.CloseLasting()
+	c.lists.Close()
+}
 
 // Replace makes rules the only ones with that label, in one transaction.
 func (c *Conn) Replace(label Label, rules []Rule) error {
@@ -165,10 +175,10 @@ func (c *Conn) Remove(match func(comment string) bool) error {
 }
 
 // again repeats what another process was quicker with: a rule that it has deleted since it was listed makes
-// the whole transaction fail.
+// the whole transaction fail, and so does a chain that is still in use because a jump to it was not listed.
 func again(f func() error) (err error) {
 	for range 20 {
-		if err = f(); !errors.Is(err, unix.ENOENT) {
+		if err = f(); !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EBUSY) {
 			break
 		}
 	}
@@ -205,8 +215,7 @@ func (c *Conn) find(match func(comment string) bool) ([]*nftables.Rule, error) {
 		table Table
 		chain string
 	}{{V4, HostPorts}, {V4, PostRouting}, {V6, HostPorts}, {V6, PostRouting}, {Bridge, AntiSpoof}} {
-		t := &nftables.Table{Name: TableName, Family: place.table}
-		rules, err := c.nft.GetRules(t, &nftables.Chain{Name: place.chain, Table: t})
+		rules, err := c.list(place.table, place.chain)
 		if absent(err) {
 			continue
 		}
@@ -216,12 +225,59 @@ func (c *Conn) find(match func(comment string) bool) ([]*nftables.Rule, error) {
 		for _, r := range rules {
 			comment, ok := userdata.GetString(r.UserData, userdata.TypeComment)
 			if ok && match(strings.TrimRight(comment, "\x00")) {
-				r.Table, r.Chain = t, &nftables.Chain{Name: place.chain, Table: t}
 				found = append(found, r)
 			}
 		}
 	}
 	return found, nil
+}
+
+// list dumps a chain of ours: handles and comments. The kernel hands a long one over in pieces and finds
+// its place again by counting, so when a rule goes meanwhile, another one is left out. It says so
+// (NLM_F_DUMP_INTR), which the nftables package does not hear, and the list is made anew.
+func (c *Conn) list(table Table, chain string) ([]*nftables.Rule, error) {
+	for range 1000 {
+		req := c.request(unix.NFT_MSG_GETRULE, unix.NLM_F_DUMP, table)
+		req.AddData(nl.NewRtAttr(unix.NFTA_RULE_TABLE, nl.ZeroTerminated(TableName)))
+		req.AddData(nl.NewRtAttr(unix.NFTA_RULE_CHAIN, nl.ZeroTerminated(chain)))
+		msgs, err := req.Execute(unix.NETLINK_NETFILTER, 0)
+		if errors.Is(err, nl.ErrDumpInterrupted) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		t := &nftables.Table{Name: TableName, Family: table}
+		rules := make([]*nftables.Rule, 0, len(msgs))
+		for _, m := range msgs {
+			r := &nftables.Rule{Table: t, Chain: &nftables.Chain{Name: chain, Table: t}}
+			if len(m) < nl.SizeofNfgenmsg {
+				continue
+			}
+			attrs, err := nl.ParseRouteAttr(m[nl.SizeofNfgenmsg:])
+			if err != nil {
+				return nil, err
+			}
+			for _, a := range attrs {
+				switch a.Attr.Type & nl.NLA_TYPE_MASK {
+				case unix.NFTA_RULE_HANDLE:
+					r.Handle = binary.BigEndian.Uint64(a.Value)
+				case unix.NFTA_RULE_USERDATA:
+					r.UserData = a.Value
+				}
+			}
+			rules = append(rules, r)
+		}
+		return rules, nil
+	}
+	return nil, nl.ErrDumpInterrupted
+}
+
+func (c *Conn) request(message, flags int, table Table) *nl.NetlinkRequest {
+	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|message, flags)
+	req.Sockets = map[int]*nl.SocketHandle{unix.NETLINK_NETFILTER: {Socket: c.lists}}
+	req.AddData(&nl.Nfgenmsg{NfgenFamily: uint8(table)})
+	return req
 }
 
 // absent says whether err means that a table or chain is not there, or that the kernel has no such family.

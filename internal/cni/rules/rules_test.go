@@ -3,6 +3,7 @@ package rules
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -55,6 +56,38 @@ func TestSeveralAtOnce(t *testing.T) {
 			t.Error(err)
 		}
 		if left, err := conns[2].Count(); err != nil || len(left) > 0 {
+			t.Errorf("left %v, %v", left, err)
+		}
+	})
+}
+
+// Of a list that the kernel hands over in pieces no rule is left out because another one goes meanwhile.
+func TestALongChainIsListedWhole(t *testing.T) {
+	netnstest.Run(t, func(t *testing.T) {
+		const pods, conns = 300, 6
+		all := make([]*Conn, conns)
+		for w := range all {
+			all[w] = open(t)
+		}
+		for i := range pods {
+			all[0].add(Label{"bridge", "n", fmt.Sprint(i), "eth0"}, slices.Repeat(masquerade(i), 8))
+		}
+		if err := all[0].deleteAnd(nil); err != nil {
+			t.Fatal(err)
+		}
+		var wg sync.WaitGroup
+		for w, c := range all {
+			wg.Go(func() {
+				for i := w; i < pods; i += conns {
+					label := Label{"bridge", "n", fmt.Sprint(i), "eth0"}.String()
+					if err := c.Remove(func(comment string) bool { return comment == label }); err != nil {
+						t.Error(err)
+					}
+				}
+			})
+		}
+		wg.Wait()
+		if left, err := all[0].Count(); err != nil || len(left) > 0 {
 			t.Errorf("left %v, %v", left, err)
 		}
 	})
