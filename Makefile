@@ -52,7 +52,7 @@ e2e-k8s: tools ## real Kubernetes clusters in namespaces; builds their component
 e2e-k8s-short: K8S_FLAGS = -short
 e2e-k8s-short: e2e-k8s ## the part of it that takes 5 minutes
 
-chart: ## the Helm chart, the kustomize base and the admission policy, on Helm's engine
+chart: build ## the Helm chart and the kustomize base on Helm's engine and kubectl, and the admission policy on a real API server
 	cd test/chart && $(GO) test -count=1 -timeout 10m ./...
 
 soak: ## the CNI plugin through 10,000 attachments with random kills

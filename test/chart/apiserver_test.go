@@ -2,6 +2,7 @@ package chart
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/rsa"
@@ -27,22 +28,37 @@ const adminToken = "admin-of-the-test"
 
 // A server is a real API server with nothing but an etcd behind it.
 type server struct {
-	url    string
-	client *http.Client
+	url     string
+	client  *http.Client
+	program string // kubectl
 }
 
-// startServer runs the API server that KUBE_APISERVER names, or the one that the cluster tests build.
+// tool returns the path of a program of Kubernetes: one that make e2e-k8s has built, or one in PATH.
+func tool(t *testing.T, name string) string {
+	t.Helper()
+	path := filepath.Join(cmp.Or(os.Getenv("WEFT_K8S_CACHE"), "/var/cache/weft-k8s"), "bin", name)
+	if _, err := os.Stat(path); err == nil {
+		return path
+	}
+	path, err := exec.LookPath(name)
+	switch {
+	case err == nil:
+	case os.Getenv("CI") == "true":
+		t.Fatalf("%v: make e2e-k8s builds it", err)
+	default:
+		t.Skipf("SKIPPED: %v: make e2e-k8s builds it", err)
+	}
+	return path
+}
+
+// startServer runs a real API server.
 func startServer(t *testing.T) *server {
 	t.Helper()
-	program := os.Getenv("KUBE_APISERVER")
+	program := os.Getenv("WEFT_KUBE_APISERVER")
 	if program == "" {
-		program = "/var/cache/weft-k8s/bin/kube-apiserver" // where make e2e-k8s leaves it
+		program = tool(t, "kube-apiserver")
 	}
-	for _, name := range []string{program, "etcd", "kubectl"} {
-		if _, err := exec.LookPath(name); err != nil {
-			t.Skipf("%v: name a kube-apiserver in KUBE_APISERVER, and have etcd and kubectl in PATH", err)
-		}
-	}
+	kubectl := tool(t, "kubectl")
 	dir := t.TempDir()
 	key := serviceAccountKey(t, dir)
 	tokens := filepath.Join(dir, "tokens.csv")
@@ -50,9 +66,8 @@ func startServer(t *testing.T) *server {
 		t.Fatal(err)
 	}
 	client, peer := freePort(t), freePort(t)
-	start(t, filepath.Join(dir, "etcd.log"), "etcd", "--data-dir="+filepath.Join(dir, "etcd"), "--listen-client-urls=http://"+client,
-		"--advertise-client-urls=http://"+client, "--listen-peer-urls=http://"+peer, "--initial-advertise-peer-urls=http://"+peer,
-		"--initial-cluster=default=http://"+peer, "--unsafe-no-fsync")
+	start(t, filepath.Join(dir, "etcd.log"), "../../bin/weft", "etcd", "--data-dir="+filepath.Join(dir, "etcd"),
+		"--listen-client=http://"+client, "--listen-peer=http://"+peer)
 	address := freePort(t)
 	_, port, _ := net.SplitHostPort(address)
 	log := filepath.Join(dir, "kube-apiserver.log")
@@ -60,7 +75,7 @@ func startServer(t *testing.T) *server {
 		"--cert-dir="+filepath.Join(dir, "certs"), "--service-account-issuer=https://kubernetes.default.svc", "--service-account-key-file="+key,
 		"--service-account-signing-key-file="+key, "--authorization-mode=RBAC", "--token-auth-file="+tokens,
 		"--service-cluster-ip-range=10.96.0.0/16", "--allow-privileged")
-	s := &server{url: "https://" + address, client: &http.Client{Timeout: 20 * time.Second,
+	s := &server{url: "https://" + address, program: kubectl, client: &http.Client{Timeout: 20 * time.Second,
 		// The certificate is made by the server for itself, at start.
 		Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}}
 	if !poll(t, 2*time.Minute, func() bool {
@@ -170,7 +185,7 @@ func (s *server) must(t *testing.T, method, path, contentType, body string) map[
 
 func (s *server) kubectl(t *testing.T, args ...string) string {
 	t.Helper()
-	cmd := exec.Command("kubectl", append([]string{"--server=" + s.url, "--insecure-skip-tls-verify", "--token=" + adminToken}, args...)...)
+	cmd := exec.Command(s.program, append([]string{"--server=" + s.url, "--insecure-skip-tls-verify", "--token=" + adminToken}, args...)...)
 	cmd.Env = append(os.Environ(), "KUBECONFIG=/dev/null")
 	out, err := cmd.CombinedOutput()
 	if err != nil {

@@ -178,10 +178,7 @@ func decode(t *testing.T, name string, text []byte) {
 }
 
 func TestKustomizeBaseIsTheManifest(t *testing.T) {
-	if _, err := exec.LookPath("kubectl"); err != nil {
-		t.Skip(err)
-	}
-	built, err := exec.Command("kubectl", "kustomize", "../../deploy/kustomize/base").CombinedOutput()
+	built, err := exec.Command(tool(t, "kubectl"), "kustomize", "../../deploy/kustomize/base").CombinedOutput()
 	if err != nil {
 		t.Fatalf("%v\n%s", err, built)
 	}
