@@ -58,7 +58,7 @@ func (k *fakeKernel) Apply(ctx context.Context, want state.State, sc kernel.Scop
 		return kernel.Report{}, ctx.Err()
 	}
 	if k.fail != nil {
-		return kernel.Report{Errors: []kernel.ObjectError{{Kind: "route", Object: "10.244.9.0/24", Op: state.Add, Err: k.fail}}}, nil
+		return kernel.Report{Errors: []kernel.ObjectError{{Kind: "route", Object: "10.244.200.0/24", Op: state.Add, Err: k.fail}}}, nil
 	}
 	k.have, k.pruned = want, sc.Complete
 	return kernel.Report{}, nil

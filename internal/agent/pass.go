@@ -74,6 +74,7 @@ type outcome struct {
 	peers   []error  // failures that concern single peers or tunables: ready, but told
 	plan    plan.Plan
 	planned bool
+	unset   map[string]bool // routes that the kernel has refused: it still has those of before
 	changes []state.Change
 }
 
@@ -84,7 +85,7 @@ func (a *Agent) pass(ctx context.Context) bool {
 		a.chooseUplink()
 	}
 	in := a.inputs()
-	out := outcome{at: began, rev: in.rev, waits: waits(in)}
+	out := outcome{at: began, rev: in.rev, waits: waits(in), unset: map[string]bool{}}
 	if len(out.waits) == 0 {
 		a.apply(ctx, in, &out)
 	}
@@ -284,6 +285,9 @@ func (a *Agent) apply(ctx context.Context, in inputs, out *outcome) {
 	out.changes = append(out.changes, rep.Changes()...)
 	failed := a.failed(in, p, rep.Errors)
 	for _, e := range rep.Errors {
+		if e.Kind == "route" {
+			out.unset[e.Object] = true
+		}
 		_, new := failed[p.Devices[e.Object]]
 		if (e.Kind == "link" || e.Kind == "address") && !new {
 			out.broken = append(out.broken, e)

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/weftnet/weft/internal/backend"
 	"github.com/weftnet/weft/internal/family"
 	"github.com/weftnet/weft/internal/lease"
 	"github.com/weftnet/weft/internal/netconf"
@@ -97,6 +98,9 @@ func (a *Agent) settle(in inputs, out *outcome) {
 		}
 		k := p.Way.Key
 		had, known := a.ways.use[p.Subnet]
+		if known && out.unset[backend.Route(p.Subnet).String()] {
+			k = had
+		}
 		if !known && len(p.Possible) > 1 {
 			a.ways.trust[p.Subnet] = true
 		}

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http/httptest"
 	"net/netip"
@@ -12,6 +13,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/weftnet/weft/internal/family"
 	"github.com/weftnet/weft/internal/lease"
 	"github.com/weftnet/weft/internal/lease/leasetest"
 	"github.com/weftnet/weft/internal/plan"
@@ -70,6 +72,40 @@ func TestAKeyIsLetGoWhateverPassIsUnderWay(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A key by which a peer is still reached, since the kernel has refused the route by the new one, is not let go.
+func TestAKeyIsHeldUntilTheRouteHasChanged(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		mem := leasetest.NewMemory()
+		mem.SetConfig([]byte(vxlanConfig))
+		both := peer(200)
+		both.Receive = []lease.Receiver{
+			{Key: "vxlan/1/8472", Type: "vxlan", Data: both.Receive[0].Data},
+			{Key: "vxlan/2/8472", Type: "vxlan", Data: family.Pair[string]{V4: `{"VNI":2,"VtepMAC":"02:00:00:00:00:c8"}`}},
+		}
+		both.Send = []lease.Key{"vxlan/2/8472"}
+		mem.Put(both)
+		r := newRig(t, t.TempDir(), mem)
+		defer r.start(t)()
+		settle(20 * time.Second)
+		fail := func(err error) {
+			r.kernel.mu.Lock()
+			defer r.kernel.mu.Unlock()
+			r.kernel.fail = err
+		}
+		fail(errors.New("no buffer space available"))
+		mem.SetConfig([]byte(`{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan","VNI":2}}`))
+		settle(time.Minute)
+		if send := r.Status().Lease.Send; len(send) != 2 {
+			t.Errorf("while the route cannot be changed: sends on %v", send)
+		}
+		fail(nil)
+		settle(time.Minute)
+		if send := r.Status().Lease.Send; len(send) != 1 {
+			t.Errorf("a minute after the route was changed: sends on %v", send)
+		}
+	})
 }
 
 // rangeConfig has room for one node in Network.
