@@ -6,8 +6,8 @@
 // or can be named without a record, and a DEL forgets only what it has removed:
 //
 //	ADD                                          found again by
-//	1 state file, flocked until the process ends  container id and interface
-//	2 address entry, under host-local's lock      container id and interface in its content
+//	1 state file                                  container id and interface
+//	2 address entry, flocked until the ADD ends   container id and interface in its content
 //	3 bridge, its addresses, forwarding           shared, kept for the next pod
 //	4 veth pair, in the pod and on the bridge     a name that follows from container id and interface
 //	5 alias, hairpin, addresses, routes           go with the veth pair
@@ -21,7 +21,7 @@
 //	4 state file: only when 1 to 3 succeeded, so that the runtime's next try finds it again
 //
 // An ADD that fails, as opposed to being killed, undoes its own steps in the order of DEL. An address
-// entry whose file of step 1 is not locked and whose veth pair is gone is dead, and is reclaimed when a
+// entry that is not locked and whose veth pair is gone is dead, and is reclaimed when a
 // range is full, as well as by GC.
 package cni
 
