@@ -13,9 +13,9 @@ const (
 	maxPacket = 65535
 	slack     = 16 // keeps packets aligned
 
-	// burstSize is how much is read before the trains have to leave: four packets as large as they get, so that the
+	// burstSize is how much is read before the trains have to leave: eight packets as large as they get, so that the
 	// end of one shares a train with the beginning of the next.
-	burstSize = 1 << 18
+	burstSize = 1 << 19
 )
 
 // A sender carries packets from one queue of the device to the wire.
