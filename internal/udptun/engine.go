@@ -126,7 +126,7 @@ func (e *engine) start() error {
 			if fd := pair.Of(f); fd >= 0 {
 				rs = append(rs, &receiver{
 					socket: fd, queue: queue, v6: f == family.V6, table: &e.table, count: &e.count,
-					tcp: e.device.tso, udp: e.device.uso, any: e.want.Off.SourceCheck,
+					tcp: e.device.tso, udp: e.uso(), any: e.want.Off.SourceCheck,
 				})
 			}
 		}
@@ -186,6 +186,9 @@ func (e *engine) close() {
 	}
 }
 
+// uso says whether UDP is joined for the device. The kernel cuts what it is given there as it does for UDP_SEGMENT.
+func (e *engine) uso() bool { return e.device.uso && e.sockets.cuts }
+
 // uses names the offloads in use.
 func (e *engine) uses() []string {
 	var use []string
@@ -193,7 +196,7 @@ func (e *engine) uses() []string {
 		name string
 		on   bool
 	}{
-		{"checksum", e.device.sum}, {"tso", e.device.tso}, {"uso", e.device.uso},
+		{"checksum", e.device.sum}, {"tso", e.device.tso}, {"uso", e.uso()},
 		{"udp_segment", e.sockets.segment}, {"udp_gro", e.sockets.gro},
 	} {
 		if o.on {

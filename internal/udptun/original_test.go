@@ -116,7 +116,7 @@ func TestTalksToTheOriginal(t *testing.T) {
 	a.start(state.TunnelOff{}, 1472, 2)
 	o := newOriginal(b, "10.77.0.1:8285")
 	for _, tc := range []struct{ ttl, ok string }{{"2", ""}, {"3", "ok"}, {"64", "ok"}} {
-		out, err := a.try("ping", "-c1", "-W1", "-t", tc.ttl, "10.244.2.0")
+		out, err := a.try("ping", "-c1", "-W"+map[string]string{"": "1", "ok": "10"}[tc.ok], "-t", tc.ttl, "10.244.2.0")
 		if (err == nil) != (tc.ok != "") {
 			t.Errorf("ping with TTL %s: %s", tc.ttl, out)
 		}

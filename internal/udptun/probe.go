@@ -60,17 +60,15 @@ func offloadWorks(gro bool) bool {
 // because nothing gets through loopback at all.
 func crosses(out, in int, to *peer, sizes []int) (arrived, known bool) {
 	var sent []byte
-	t := train{to: to}
 	for i, n := range sizes {
 		b := make([]byte, n)
 		for j := range b {
 			b[j] = byte(i*31 + j)
 		}
 		sent = append(sent, b...)
-		t.append(b, nil)
 	}
 	var h hook
-	if h.send(out, &t) != 0 {
+	if h.send(out, to, sent, sizes[0]) != 0 {
 		return false, false
 	}
 	r := receiver{socket: in}

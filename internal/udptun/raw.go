@@ -41,9 +41,6 @@ func iovec(b []byte) unix.Iovec {
 	return v
 }
 
-// bytes returns what v points to.
-func iovecBytes(v unix.Iovec) []byte { return unsafe.Slice(v.Base, int(v.Len)) }
-
 // A sockaddr is a struct sockaddr_in or sockaddr_in6.
 type sockaddr struct {
 	raw unix.RawSockaddrInet6 // the larger of both

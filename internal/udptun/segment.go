@@ -82,9 +82,11 @@ func (s *super) payload(i int) []byte {
 	return s.b[from:min(from+s.size, len(s.b))]
 }
 
-// header writes the headers of segment i to h, which has room for them.
-func (s *super) header(i int, h, payload []byte) {
-	copy(h, s.b[:s.headers])
+// segment writes segment i to b, which has its size, and returns b.
+func (s *super) segment(i int, b []byte) []byte {
+	h, payload := b[:s.headers], b[s.headers:]
+	copy(h, s.b)
+	copy(payload, s.payload(i))
 	if s.v6 {
 		be.PutUint16(h[v6Len:], uint16(s.headers-lenIPv6+len(payload)))
 	} else {
@@ -98,14 +100,14 @@ func (s *super) header(i int, h, payload []byte) {
 	if !s.tcp {
 		be.PutUint16(l4[udpLen:], length)
 		if s.noSum {
-			return
+			return b
 		}
 		sum := ^fold(add(add16(add16(s.l4Sum, length), length), payload)) // in the header and the pseudo-header
 		if sum == 0 {
 			sum = 0xffff
 		}
 		native.PutUint16(l4[udpSum:], sum)
-		return
+		return b
 	}
 	flags := s.flags
 	if i > 0 {
@@ -118,4 +120,5 @@ func (s *super) header(i int, h, payload []byte) {
 	l4[tcpFlags] = flags
 	sum := add(add16(s.l4Sum, length), l4[tcpSeq:tcpSeq+4])
 	native.PutUint16(l4[tcpSum:], ^fold(add(add16(sum, uint16(flags)), payload)))
+	return b
 }

@@ -1,6 +1,7 @@
 package udptun
 
 import (
+	"slices"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
@@ -9,16 +10,19 @@ import (
 )
 
 const (
-	maxPacket   = 65535
-	headerArena = 1 << 16
-	slack       = 16 // keeps packets aligned
+	maxPacket = 65535
+	slack     = 16 // keeps packets aligned
+
+	// burstSize is how much is read before the trains have to leave: eight packets as large as they get, so that the
+	// end of one shares a train with the beginning of the next.
+	burstSize = 1 << 19
 )
 
 // A sender carries packets from one queue of the device to the wire.
 //
 //	read ─► parse ─► who holds the destination ─► TTL ─► finish checksum, or segment ─► trains ─► send
 //
-// It reads until there is nothing more or the arena is full, and lets the trains leave then: a burst
+// It reads until there is nothing more or the burst is long enough, and lets the trains leave then: a burst
 // leaves in few system calls, a lone packet waits for nothing.
 type sender struct {
 	queue   int // descriptor of the device's queue
@@ -31,34 +35,31 @@ type sender struct {
 	batch   int // segments per train; 1: no UDP_SEGMENT
 	log     func(msg string, args ...any)
 
-	got     int // packets of the latest burst, as they were read
-	arena   []byte
-	headers []byte
-	used    int     // of headers
+	got     int     // packets of the latest burst, as they were read
+	in      []byte  // for one packet and its virtio header
 	scratch []byte  // for a packet in one piece, off the fast path
 	trains  []train // the first open ones are in use, the oldest first
 	open    int
 	hook    hook
 }
 
-// alloc takes the worker's arena and allocates what else is needed. A wait ends when stop can be read.
+// alloc takes of the worker's arena and allocates what else is needed. A wait ends when stop can be read.
 func (s *sender) alloc(arena []byte, stop int) {
-	s.arena = arena
+	s.in = arena[slack-lenVnet : slack+maxPacket]
 	s.full = newSleeper(unix.POLLOUT, stop, -1)
-	s.headers = make([]byte, headerArena)
 	s.scratch = make([]byte, 0, maxPacket+1)
 	s.trains = make([]train, openTrains)
 	for i := range s.trains {
-		s.trains[i].iov = make([]unix.Iovec, 0, 2*maxSegments)
+		s.trains[i].b = make([]byte, 0, maxPacket)
 	}
 }
 
-// burst reads packets into the arena and puts them on trains. idle says that there are no more for now.
+// burst reads packets and puts them on trains. idle says that there are no more for now.
 func (s *sender) burst() (idle, ok bool) {
-	s.used, s.got = 0, 0
+	s.got = 0
 	t := s.table.Load()
-	for at := slack - lenVnet; at+lenVnet+maxPacket <= len(s.arena); {
-		n, e := read(s.queue, s.arena[at:])
+	for sum := 0; sum < burstSize; {
+		n, e := read(s.queue, s.in)
 		switch {
 		case e == unix.EINTR:
 			continue
@@ -72,8 +73,8 @@ func (s *sender) burst() (idle, ok bool) {
 		}
 		s.got++
 		s.count.reads.Add(1)
-		s.packet(t, readVnet(s.arena[at:]), s.arena[at+lenVnet:at+n])
-		at += (n + slack - 1) / slack * slack
+		s.packet(t, readVnet(s.in), s.in[lenVnet:n])
+		sum += n
 	}
 	return false, true
 }
@@ -104,11 +105,15 @@ func (s *sender) packet(t *table, v vnet, b []byte) {
 		s.count.drop(outMalformed)
 		return
 	}
-	s.add(to, p.b, nil)
+	if size := len(p.b); size > int(to.limit.Load()) {
+		s.flushPeer(to)
+		s.tooBig(to, p.b)
+	} else {
+		copy(s.room(to, size), p.b)
+	}
 }
 
-// segments cuts a large packet and puts its segments on trains. Only headers are copied: the payload
-// stays where it is, between the headers in the message's vector.
+// segments cuts a large packet and puts its segments on trains, for which the payload is copied.
 func (s *sender) segments(to *peer, p packet, v vnet) {
 	u, ok := newSuper(p, v)
 	if !ok {
@@ -116,34 +121,23 @@ func (s *sender) segments(to *peer, p packet, v vnet) {
 		return
 	}
 	if size := u.headers + min(u.size, len(u.b)-u.headers); size > int(to.limit.Load()) && u.fixed() {
-		first := s.scratch[:u.headers]
-		u.header(0, first, u.payload(0))
 		s.count.dropN(outTooBig, u.count-1)
-		s.tooBig(to, append(first, u.payload(0)...))
+		s.tooBig(to, u.segment(0, s.scratch[:size]))
 		return
 	}
 	for i := range u.count {
-		if s.used+u.headers > len(s.headers) {
-			s.flushAll()
-			s.used = 0
+		if size := u.headers + len(u.payload(i)); size > int(to.limit.Load()) {
+			s.flushPeer(to)
+			s.tooBig(to, u.segment(i, s.scratch[:size]))
+		} else {
+			u.segment(i, s.room(to, size))
 		}
-		h := s.headers[s.used : s.used+u.headers]
-		s.used += u.headers
-		payload := u.payload(i)
-		u.header(i, h, payload)
-		s.add(to, h, payload)
 	}
 }
 
-// add puts a packet, given in two parts, on the train to its peer. There is one train per peer, so packets to
-// a peer stay in order.
-func (s *sender) add(to *peer, head, tail []byte) {
-	size := len(head) + len(tail)
-	if size > int(to.limit.Load()) {
-		s.flushPeer(to)
-		s.tooBig(to, append(append(s.scratch[:0], head...), tail...))
-		return
-	}
+// room returns the room for a packet on the train to its peer. There is one train per peer, so packets to a peer stay
+// in order.
+func (s *sender) room(to *peer, size int) []byte {
 	i := s.find(to)
 	if i >= 0 && !s.trains[i].fits(size, s.batch) {
 		s.flush(&s.trains[i])
@@ -157,7 +151,7 @@ func (s *sender) add(to *peer, head, tail []byte) {
 		s.trains[i].to = to
 		s.open++
 	}
-	s.trains[i].append(head, tail)
+	return s.trains[i].add(size)
 }
 
 func (s *sender) find(to *peer) int {
@@ -190,9 +184,9 @@ func (s *sender) flush(t *train) {
 	if t.count == 0 {
 		return
 	}
-	switch e := s.send(t); {
+	switch e := s.send(t.to, t.b, t.size); {
 	case e == 0:
-		t.to.tx.add(t.count, t.bytes)
+		t.to.tx.add(t.count, len(t.b))
 	case e == unix.EIO && t.count > 1:
 		// No checksum offload on the way out, without which the kernel does not segment.
 		s.log("UDP_SEGMENT does not work on the way to a peer: off for this queue", "peer", t.to.addr, "err", e)
@@ -208,15 +202,15 @@ func (s *sender) flush(t *train) {
 	t.reset()
 }
 
-// send sends a train as it is, and waits for room in the socket's buffer.
-func (s *sender) send(t *train) unix.Errno {
-	fd := s.socket(t.to)
+// send sends b in packets of the given size, and waits for room in the socket's buffer.
+func (s *sender) send(to *peer, b []byte, size int) unix.Errno {
+	fd := s.socket(to)
 	if fd < 0 {
 		return unix.EAFNOSUPPORT
 	}
 	for {
 		s.count.sends.Add(1)
-		e := s.hook.send(fd, t)
+		e := s.hook.send(fd, to, b, size)
 		switch e {
 		case unix.EINTR:
 			continue
@@ -233,7 +227,9 @@ func (s *sender) send(t *train) unix.Errno {
 
 // singly sends the packets of a train one by one, as far as they fit.
 func (s *sender) singly(t *train) {
-	t.each(s.scratch, func(b []byte) { s.one(t.to, b) })
+	for b := range slices.Chunk(t.b, t.size) {
+		s.one(t.to, b)
+	}
 }
 
 // one sends one packet. This is the slow path.
@@ -242,9 +238,7 @@ func (s *sender) one(to *peer, b []byte) {
 		s.tooBig(to, b)
 		return
 	}
-	t := train{to: to, iov: make([]unix.Iovec, 0, 1)}
-	t.append(b, nil)
-	switch e := s.send(&t); {
+	switch e := s.send(to, b, len(b)); {
 	case e == 0:
 		to.tx.add(1, len(b))
 	case e == unix.EMSGSIZE && s.path.learn(to, len(b)):

@@ -21,13 +21,15 @@ const bufferSize = 7 << 20
 type sockets struct {
 	all     []family.Pair[int] // -1: family off
 	finder  family.Pair[int]   // for asking about paths
+	cuts    bool               // the kernel cuts large UDP packets rightly
 	segment bool               // UDP_SEGMENT can be used
 	gro     bool
 }
 
 func openSockets(local family.Pair[netip.Addr], port, queues int, off state.TunnelOff) (*sockets, error) {
 	s := &sockets{finder: family.Pair[int]{V4: -1, V6: -1}}
-	s.segment, s.gro = !off.Segment && segmentWorks(), !off.GRO && groWorks()
+	s.cuts = segmentWorks()
+	s.segment, s.gro = !off.Segment && s.cuts, !off.GRO && groWorks()
 	for range queues {
 		s.all = append(s.all, family.Pair[int]{V4: -1, V6: -1}) // first, so that close finds what is opened
 		p := &s.all[len(s.all)-1]

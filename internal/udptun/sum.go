@@ -13,10 +13,11 @@ var native = binary.NativeEndian
 
 // add adds b to the sum s. A part of odd length may only come last.
 func add(s uint64, b []byte) uint64 {
-	var c uint64
-	for len(b) >= 64 {
-		w := b[:64:64]
-		s, c = bits.Add64(s, native.Uint64(w[0:8]), c)
+	// Two chains of additions, so that neither waits for the other, nor for a carry from one round to the next.
+	var c, t, d, carries uint64
+	for len(b) >= 128 {
+		w := (*[128]byte)(b)
+		s, c = bits.Add64(s, native.Uint64(w[0:8]), 0)
 		s, c = bits.Add64(s, native.Uint64(w[8:16]), c)
 		s, c = bits.Add64(s, native.Uint64(w[16:24]), c)
 		s, c = bits.Add64(s, native.Uint64(w[24:32]), c)
@@ -24,8 +25,19 @@ func add(s uint64, b []byte) uint64 {
 		s, c = bits.Add64(s, native.Uint64(w[40:48]), c)
 		s, c = bits.Add64(s, native.Uint64(w[48:56]), c)
 		s, c = bits.Add64(s, native.Uint64(w[56:64]), c)
-		b = b[64:]
+		t, d = bits.Add64(t, native.Uint64(w[64:72]), 0)
+		t, d = bits.Add64(t, native.Uint64(w[72:80]), d)
+		t, d = bits.Add64(t, native.Uint64(w[80:88]), d)
+		t, d = bits.Add64(t, native.Uint64(w[88:96]), d)
+		t, d = bits.Add64(t, native.Uint64(w[96:104]), d)
+		t, d = bits.Add64(t, native.Uint64(w[104:112]), d)
+		t, d = bits.Add64(t, native.Uint64(w[112:120]), d)
+		t, d = bits.Add64(t, native.Uint64(w[120:128]), d)
+		carries += c + d
+		b = b[128:]
 	}
+	s, c = bits.Add64(s, t, 0)
+	s, c = bits.Add64(s, carries, c)
 	for len(b) >= 8 {
 		s, c = bits.Add64(s, native.Uint64(b), c)
 		b = b[8:]

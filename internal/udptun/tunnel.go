@@ -8,7 +8,7 @@
 // everywhere, source and destination alike.
 //
 // Speed comes from staying big: the kernel hands over TCP and UDP in packets of up to 64 KiB with unfinished
-// checksums (virtio-net headers, TSO, USO). The sender cuts them into packets of the right size, in place,
+// checksums (virtio-net headers, TSO, USO). The sender cuts them into packets of the right size, side by side,
 // and sends them with one call (UDP_SEGMENT). The receiver gets them back with one call (UDP_GRO), checks
 // them and joins them into one packet of up to 64 KiB for the device. A packet is touched once for its
 // checksum on each side. Every offload has a switch, is probed when the tunnel starts, and is not relied

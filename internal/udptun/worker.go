@@ -2,9 +2,9 @@ package udptun
 
 import "golang.org/x/sys/unix"
 
-// arenaSize is that of a worker's room for packets: four as large as they get, so that the end of one shares a
-// train with the beginning of the next. Much more would fall out of the CPU's second cache between being read
-// and being sent.
+// arenaSize is that of a worker's room for packets: four as large as they get, so that the end of one receive is
+// joined with the beginning of the next. Much more would fall out of the CPU's second cache between being received
+// and being written.
 const arenaSize = 1 << 18
 
 // lookUp is after how many turns a worker that is never idle looks whether it has to stop.
