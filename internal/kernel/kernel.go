@@ -120,8 +120,8 @@ func (k *Kernel) Apply(ctx context.Context, want state.State, sc Scope) (Report,
 	return report, k.run(ctx, p.steps, h, &report)
 }
 
-// Links returns the devices that the agent may adopt: VXLAN devices, by name. Owner is whatever alias the
-// device has.
+// Links returns the devices that the agent may adopt: VXLAN and TUN devices, by name. Owner is whatever alias
+// the device has.
 func (k *Kernel) Links() (map[string]state.Link, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -131,7 +131,7 @@ func (k *Kernel) Links() (map[string]state.Link, error) {
 	}
 	links := map[string]state.Link{}
 	for name, d := range h.links {
-		if d.Kind == kindVXLAN {
+		if d.Kind == kindVXLAN || d.Kind == kindTUN {
 			links[name] = d.Link
 		}
 	}

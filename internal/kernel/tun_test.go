@@ -39,6 +39,9 @@ func TestTUNDeviceIsAdopted(t *testing.T) {
 		}
 		sh(t, "ip tuntap add flannel0 mode tun")
 		apply(t, k, tunNode())
+		if links, err := k.Links(); err != nil || links["flannel0"].Owner != owner {
+			t.Errorf("links %v, %v", links, err)
+		}
 		rests(t, k, tunNode())
 		out := sh(t, "ip -d addr show flannel0") + sh(t, "ip route show dev flannel0") + sh(t, "ip -6 route show dev flannel0")
 		for _, want := range []string{"mtu 1452", "tun type tun", "alias weft:test", "10.244.1.0/32", "fd24:0:0:1::/128", "10.244.0.0/16 proto 119", "fd24::/48 proto 119"} {

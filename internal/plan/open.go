@@ -99,10 +99,7 @@ func (d devices) backend(in Input, k lease.Key) (backend.Backend, error) {
 // nameVXLAN names the devices of one family. A device that is there keeps its name as long as another has
 // the one that the original would give it, or as the kernel cannot rename it while it is up.
 func (d *devices) nameVXLAN(in Input, keys []lease.Key, f family.Family) {
-	taken := map[string]bool{}
-	for name, l := range in.Host.Devices {
-		taken[name] = l.Owner != "" && l.Owner != in.Self.Owner // another agent's
-	}
+	taken := others(in)
 	names := map[lease.Key]string{}
 	for _, k := range keys {
 		c, ok := vxlan.ParseKey(k)
@@ -131,6 +128,15 @@ func (d *devices) nameVXLAN(in Input, keys []lease.Key, f family.Family) {
 		*pair.Ref(f) = names[k]
 		d.vxlan[k] = pair
 	}
+}
+
+// others returns the names of the devices that belong to other agents of this host.
+func others(in Input) map[string]bool {
+	taken := map[string]bool{}
+	for name, l := range in.Host.Devices {
+		taken[name] = l.Owner != "" && l.Owner != in.Self.Owner
+	}
+	return taken
 }
 
 // existing returns the name of a device that fits, preferring the usual one, or nothing.
@@ -163,10 +169,10 @@ func further(port int, f family.Family, taken map[string]bool) string {
 	return name
 }
 
-// nameUDP names the TUN devices: each keeps the one that it has. The route to all pods stays with the oldest, the
+// nameUDP names the TUN devices: each keeps the one that it has, and another agent's is left to it. The route to all pods stays with the oldest, the
 // last in order, since peers of the others have routes of their own while there are several.
 func (d *devices) nameUDP(in Input, keys []lease.Key) {
-	taken := map[string]bool{}
+	taken := others(in)
 	for name, port := range in.Host.Tunnels {
 		k := udp.Key(netconf.UDP{Port: port})
 		if slices.Contains(keys, k) {

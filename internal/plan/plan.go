@@ -49,7 +49,7 @@ type Input struct {
 
 // Host is what the plan has to know of this node's kernel.
 type Host struct {
-	Devices map[string]state.Link // VXLAN devices, by name
+	Devices map[string]state.Link // VXLAN and TUN devices, by name
 	Tunnels map[string]int        // ports of the tunnels that this process carries, by the name of the device
 	Rename  bool                  // a device can be renamed while it is up (Linux 6.2)
 

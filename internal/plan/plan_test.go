@@ -258,3 +258,16 @@ func TestThePlanDoesNotDependOnOrder(t *testing.T) {
 		}
 	})
 }
+
+// Several agents on one host have a TUN device each, as the original's have.
+func TestATUNDeviceOfAnotherAgentIsLeftToIt(t *testing.T) {
+	for owner, want := range map[string]string{"": "flannel0", "weft:ours": "flannel0", "weft:another": "flannel1"} {
+		in := input(netconf.UDP{Port: 8286}, node(1, "udp", ""), node(2, "udp", ""))
+		in.Self.Owner = "weft:ours"
+		in.Host.Devices = map[string]state.Link{"flannel0": {Kind: "tun", Owner: owner}}
+		p := build(t, in)
+		if _, ok := p.State.Tunnels[want]; !ok || len(p.State.Tunnels) != 1 {
+			t.Errorf("beside a device of %q: %v, want %s", owner, p.State.Tunnels, want)
+		}
+	}
+}

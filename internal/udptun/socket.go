@@ -28,6 +28,11 @@ type sockets struct {
 
 func openSockets(local family.Pair[netip.Addr], port, queues int, off state.TunnelOff) (*sockets, error) {
 	s := &sockets{finder: family.Pair[int]{V4: -1, V6: -1}}
+	for _, f := range family.All() {
+		if err := alone(local.Of(f), port); err != nil {
+			return nil, fmt.Errorf("UDP %s: %w", netip.AddrPortFrom(local.Of(f), uint16(port)), err)
+		}
+	}
 	s.cuts = segmentWorks()
 	s.segment, s.gro = !off.Segment && s.cuts, !off.GRO && groWorks()
 	for range queues {
@@ -55,6 +60,19 @@ func openSockets(local family.Pair[netip.Addr], port, queues int, off state.Tunn
 		}
 	}
 	return s, nil
+}
+
+// alone fails if somebody has the port already: another agent's sockets would share the packets with ours
+// (SO_REUSEPORT).
+func alone(a netip.Addr, port int) error {
+	if !a.IsValid() {
+		return nil
+	}
+	fd, err := datagram(a)
+	if err != nil {
+		return err
+	}
+	return errors.Join(bind(fd, a, port), unix.Close(fd))
 }
 
 func datagram(a netip.Addr) (int, error) {

@@ -263,6 +263,19 @@ func TestOthersDevices(t *testing.T) {
 		t.Errorf("the port is taken: %v", err)
 	}
 	taken.Close()
+	other := New("", slog.New(slog.DiscardHandler))
+	a.run(func() {
+		want := wantFor(1, state.TunnelOff{}, 2)
+		want.Tunnels["flannel1"] = want.Tunnels[testDev]
+		delete(want.Tunnels, testDev)
+		if _, err := other.Apply(want, true); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := try(); err == nil || !strings.Contains(err.Error(), "address already in use") {
+		t.Errorf("another agent has the port: %v", err)
+	}
+	other.Close()
 	a.ip("tuntap add flannel0 mode tun")
 	if err := try(); err != nil {
 		t.Fatalf("one with a single queue that was left: %v", err)
