@@ -38,8 +38,9 @@ type Health uint8
 const (
 	Unknown Health = iota // no probe has crossed it yet
 	Good
-	Dead // it was probed, and nothing comes back
-	Try  // dead like all ways to this peer, but to be used now, as replies may depend on it
+	Dead   // it was probed, and nothing comes back
+	Try    // dead like all ways to this peer, but to be used now, as replies may depend on it
+	Called // good, but only the peer's agent has answered, who does so while all ways are dead; no plan sees it
 )
 
 // choose returns the key by which to send to one peer: the first that probes have crossed, or the one in use as

@@ -184,7 +184,7 @@ func forger(t *testing.T, way Target) func(id, seq uint16) {
 
 func forged(reply byte, id, seq uint16) []byte {
 	b := make([]byte, 1480)
-	encode(b, false, id, seq, uint64(seq))
+	encode(b, false, ordinary, id, seq, uint64(seq))
 	b[0], b[2], b[3] = reply, 0, 0
 	binary.BigEndian.PutUint16(b[2:], checksum(b[:lenICMP+lenCookie]))
 	return b

@@ -25,6 +25,9 @@ type sim struct {
 	answers []arrival
 	sentAt  []time.Time
 	news    int
+
+	kind   kind        // of the probe that fate decides about
+	called []lease.Key // the ways over which calls were answered
 }
 
 type arrival struct {
@@ -44,11 +47,16 @@ func (m *sim) set(targets ...Target) {
 	m.wake = m.now
 }
 
-func (m *sim) send(t *Target, size int, seq uint16, cookie uint64) error {
+func (m *sim) send(t *Target, k kind, size int, seq uint16, cookie uint64) error {
+	if k == called {
+		m.called = append(m.called, t.Key)
+		return nil
+	}
+	m.kind = k
 	m.sentAt = append(m.sentAt, m.now)
 	rtt, err := m.fate(t, size)
 	if err == nil && rtt != lost {
-		m.answers = append(m.answers, arrival{m.now.Add(rtt), answer{from: t.Dst, to: t.Src, seq: seq, cookie: cookie, size: size}})
+		m.answers = append(m.answers, arrival{m.now.Add(rtt), answer{kind: m.kind, from: t.Dst, to: t.Src, seq: seq, cookie: cookie, size: size}})
 	}
 	return err
 }

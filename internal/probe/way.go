@@ -79,6 +79,7 @@ type way struct {
 	streak      int  // answers in a row
 	streakSince time.Time
 	deaths      [len(quiet) - 1]time.Time // when it was good and died, latest first
+	kernel      bool                      // the peer's kernel has answered, not only its agent
 	err         error                     // of the last probe that could not be sent
 }
 
@@ -257,6 +258,13 @@ func (w *way) answered(now time.Time, e echo, p pace) {
 	}
 }
 
+// met notes who has answered.
+func (w *way) met(k kind) {
+	if k == ordinary && !w.kernel {
+		w.kernel, w.turned = true, w.turned || w.verdict == Good
+	}
+}
+
 // quiet returns for how long the way must answer now to be good again.
 func (w *way) quiet(now time.Time) time.Duration {
 	n := 0
@@ -268,7 +276,7 @@ func (w *way) quiet(now time.Time) time.Duration {
 
 // health returns what the world is told.
 func (w *way) health() Health {
-	h := Health{Verdict: w.verdict, Since: w.since, RTT: w.rtt, Try: w.group != nil && w.group.try == w}
+	h := Health{Verdict: w.verdict, Called: w.verdict == Good && !w.kernel, Since: w.since, RTT: w.rtt, Try: w.group != nil && w.group.try == w}
 	switch {
 	case errors.Is(w.err, unix.EMSGSIZE):
 		h.Err = fmt.Sprintf("%s does not take packets of %d bytes", w.target.Dev, w.target.Size)
