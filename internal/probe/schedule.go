@@ -22,6 +22,10 @@ const (
 	startGap  = 2 * time.Millisecond   // or sooner, if they are few
 	breather  = 5 * time.Millisecond   // between two steps: probes that are due together leave together
 	starved   = 16 * time.Millisecond  // the same while the rate is used up
+
+	// Of calls so many are answered in any one second: all those of as many peers as there may be, who share their
+	// rates among them, over four ways each.
+	answers = 4 * perSecond
 )
 
 // A network is where probes go.
@@ -45,7 +49,9 @@ type schedule struct {
 	pace    pace
 	tokens  float64
 	filled  time.Time
-	cursor  int // where the rate was used up
+	second  time.Time // in which calls
+	given   int       // were answered so often
+	cursor  int       // where the rate was used up
 	changed bool
 	stats   Stats
 }
@@ -220,17 +226,18 @@ func (s *schedule) receive(now time.Time, a answer, tx network) (time.Time, bool
 	return time.Time{}, false
 }
 
-// answer answers a call, if we call that peer too, over all ways: those that carry packets towards him are not known.
-// It takes no more than half of what probes may take.
+// answer answers a call, if we call that peer too, over all ways: which of them carry packets is not known.
 func (s *schedule) answer(now time.Time, a answer, tx network) {
-	s.refill(now)
+	if now.Sub(s.second) >= time.Second {
+		s.second, s.given = now, 0
+	}
 	g := s.peers[a.from]
-	if g == nil || g.try == nil || a.to != g.ways[0].target.Src || s.tokens < burst/2 {
+	if g == nil || g.try == nil || a.to != g.ways[0].target.Src || s.given+len(g.ways) > answers {
 		s.stats.Ignored++
 		return
 	}
+	s.given += len(g.ways)
 	for _, w := range g.ways {
-		s.tokens--
 		_ = tx.send(&w.target, called, a.size, a.seq, a.cookie) // whoever calls calls again
 	}
 }
