@@ -114,7 +114,8 @@ func newPair(t *testing.T, keys ...string) *pair {
 		}
 		p.m[i].fate = func(t *Target, _ int) (time.Duration, error) {
 			back := p.up[1-i][p.uses[1-i]]
-			if p.m[i].kind == call && p.m[1-i].s.groups[t.Subnet].try != nil {
+			if !back && p.m[i].kind == call && p.m[1-i].s.groups[t.Subnet].calls() {
+				p.m[i].agent = true
 				for _, up := range p.up[1-i] {
 					back = back || up
 				}

@@ -15,7 +15,8 @@ const (
 	lenIPv6   = 40
 	maxIP     = 1<<16 - 1
 
-	callID = 0xca11 // the ICMP identifier of calls; those of our other probes are below 0x8000
+	// ICMP identifiers. Those of our ordinary probes are below 0x8000.
+	callID, calledID = 0xca11, 0xca12
 )
 
 // A kind says what a packet is.
@@ -24,7 +25,7 @@ type kind uint8
 const (
 	ordinary kind = iota // a probe that the peer's kernel answers, or the answer
 	call                 // a probe that the peer's agent answers too, if it calls us itself
-	called               // an answer to a call
+	called               // an agent's answer
 )
 
 // bytes returns the length of the IP packets of a target's probes.
@@ -51,11 +52,12 @@ func types(v6 bool) (request, reply byte) {
 func encode(b []byte, v6 bool, k kind, id, seq uint16, cookie uint64) {
 	clear(b)
 	request, reply := types(v6)
-	if b[0] = request; k == called {
-		b[0] = reply
-	}
-	if k != ordinary {
+	b[0] = request
+	switch k {
+	case call:
 		id = callID
+	case called:
+		b[0], id = reply, calledID
 	}
 	binary.BigEndian.PutUint16(b[4:], id)
 	binary.BigEndian.PutUint16(b[6:], seq)
@@ -76,17 +78,17 @@ func checksum(b []byte) uint16 {
 	return ^uint16(sum + sum>>16)
 }
 
-// decode reads the head of an ICMP message and says whether it is a call, or an answer to a call or to a probe with
-// our identifier.
+// decode reads the head of an ICMP message and says whether it is a call, or an answer to one or to a probe with our
+// identifier.
 func decode(b []byte, v6 bool, id uint16) (k kind, seq uint16, cookie uint64, ok bool) {
 	if len(b) < lenICMP+lenCookie || b[1] != 0 {
 		return 0, 0, 0, false
 	}
 	request, reply := types(v6)
 	switch got := binary.BigEndian.Uint16(b[4:]); {
-	case b[0] == reply && got == id:
+	case b[0] == reply && (got == id || got == callID):
 		k = ordinary
-	case b[0] == reply && got == callID:
+	case b[0] == reply && got == calledID:
 		k = called
 	case b[0] == request && got == callID:
 		k = call

@@ -195,7 +195,7 @@ func (s *schedule) probe(w *way, now time.Time, tx network) bool {
 	full := w.full()
 	seq, cookie := s.flight.start(w)
 	k := ordinary
-	if w.group.try != nil {
+	if w.group.calls() {
 		k = call
 	}
 	if err := tx.send(&w.target, k, w.target.bytes(full), seq, cookie); err != nil {
@@ -232,7 +232,7 @@ func (s *schedule) answer(now time.Time, a answer, tx network) {
 		s.second, s.given = now, 0
 	}
 	g := s.peers[a.from]
-	if g == nil || g.try == nil || a.to != g.ways[0].target.Src || s.given+len(g.ways) > answers {
+	if g == nil || !g.calls() || a.to != g.ways[0].target.Src || s.given+len(g.ways) > answers {
 		s.stats.Ignored++
 		return
 	}
@@ -256,7 +256,7 @@ func (s *schedule) reply(now time.Time, a answer) (time.Time, bool) {
 		s.flight.end(a.seq)
 		s.stats.Answered++
 		s.stats.Lost += uint64(skipped)
-		w.met(a.kind)
+		s.met(w.group, a.kind)
 	}
 	s.choose(w.group, now)
 	s.settle(w)
@@ -276,6 +276,9 @@ func (s *schedule) choose(g *group, now time.Time) {
 		return
 	}
 	s.changed = true
+	if former == nil {
+		g.met = false
+	}
 	for _, w := range []*way{former, g.try} {
 		if w != nil && !w.gone {
 			s.settle(w) // the time of a choice is kept in that of its way
@@ -283,10 +286,18 @@ func (s *schedule) choose(g *group, now time.Time) {
 	}
 }
 
+// met notes who has answered.
+func (s *schedule) met(g *group, k kind) {
+	if k == ordinary && !g.met {
+		s.changed = s.changed || g.calls() && g.try == nil
+		g.met = true
+	}
+}
+
 // calling returns the families in which a peer is called.
 func (s *schedule) calling() (in family.Pair[bool]) {
 	for subnet, g := range s.groups {
-		if g.try != nil {
+		if g.calls() {
 			*in.Ref(family.Of(subnet.Addr())) = true
 		}
 	}

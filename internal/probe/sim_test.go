@@ -27,6 +27,7 @@ type sim struct {
 	news    int
 
 	kind   kind        // of the probe that fate decides about
+	agent  bool        // which it says that the peer's agent answers
 	called []lease.Key // the ways over which calls were answered
 }
 
@@ -52,11 +53,14 @@ func (m *sim) send(t *Target, k kind, size int, seq uint16, cookie uint64) error
 		m.called = append(m.called, t.Key)
 		return nil
 	}
-	m.kind = k
+	m.kind, m.agent = k, false
 	m.sentAt = append(m.sentAt, m.now)
 	rtt, err := m.fate(t, size)
+	if k = ordinary; m.agent {
+		k = called
+	}
 	if err == nil && rtt != lost {
-		m.answers = append(m.answers, arrival{m.now.Add(rtt), answer{kind: m.kind, from: t.Dst, to: t.Src, seq: seq, cookie: cookie, size: size}})
+		m.answers = append(m.answers, arrival{m.now.Add(rtt), answer{kind: k, from: t.Dst, to: t.Src, seq: seq, cookie: cookie, size: size}})
 	}
 	return err
 }

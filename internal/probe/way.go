@@ -79,13 +79,14 @@ type way struct {
 	streak      int  // answers in a row
 	streakSince time.Time
 	deaths      [len(quiet) - 1]time.Time // when it was good and died, latest first
-	kernel      bool                      // the peer's kernel has answered, not only its agent
 	err         error                     // of the last probe that could not be sent
 }
 
 // full says whether the next probe has full size. Every third of an unproven way is small, to tell a way
 // that carries nothing from one that does not carry large packets.
 func (w *way) full() bool { return !w.proven && w.tries%3 != 2 }
+
+func (w *way) good() bool { return w.verdict == Good }
 
 // urgent says that the next probe decides whether a way in use is dead.
 func (w *way) urgent() bool { return w.verdict == Good && (w.losses > 0 || w.outN > 0) }
@@ -258,13 +259,6 @@ func (w *way) answered(now time.Time, e echo, p pace) {
 	}
 }
 
-// met notes who has answered.
-func (w *way) met(k kind) {
-	if k == ordinary && !w.kernel {
-		w.kernel, w.turned = true, w.turned || w.verdict == Good
-	}
-}
-
 // quiet returns for how long the way must answer now to be good again.
 func (w *way) quiet(now time.Time) time.Duration {
 	n := 0
@@ -276,7 +270,7 @@ func (w *way) quiet(now time.Time) time.Duration {
 
 // health returns what the world is told.
 func (w *way) health() Health {
-	h := Health{Verdict: w.verdict, Called: w.verdict == Good && !w.kernel, Since: w.since, RTT: w.rtt, Try: w.group != nil && w.group.try == w}
+	h := Health{Verdict: w.verdict, Called: w.verdict == Good && w.group != nil && w.group.calls(), Since: w.since, RTT: w.rtt, Try: w.group != nil && w.group.try == w}
 	switch {
 	case errors.Is(w.err, unix.EMSGSIZE):
 		h.Err = fmt.Sprintf("%s does not take packets of %d bytes", w.target.Dev, w.target.Size)
