@@ -259,14 +259,16 @@ func TestWhichProbesAreBelieved(t *testing.T) {
 			{plan.Dead, plan.Try}, {plan.Try, plan.Dead}, // stays
 			{plan.Called, plan.Try},
 			{plan.Dead, plan.Try}, {plan.Try, plan.Dead}, {plan.Unknown, plan.Dead}, // stays, as it is not known to answer
+			{plan.Try, plan.Called},
+			{plan.Dead, plan.Dead}, // stays
 			{plan.Good, plan.Dead},
 			{plan.Dead, plan.Try},
 		} {
 			before := r.way(t, 200)
 			want := before
-			if c.newWay == plan.Called {
+			if c.newWay == plan.Called || c.newWay == plan.Good {
 				want = newKey
-			} else if p.say(plan.WayID{Key: newKey}) == plan.Good {
+			} else if c.oldWay == plan.Called || p.say(plan.WayID{Key: newKey}) == plan.Good {
 				want = oldKey
 			}
 			p.mu.Lock()

@@ -9,9 +9,9 @@
 //     proves our direction of the way under probe, and the peer's direction of the way in use.
 //   - So when both ends sit on a way that is dead, neither can prove another one. That is what Health.Try is
 //     for: it names a way to use on trial until one is good.
-//   - A request over a way of a peer that has one on trial is a call, known by its identifier. If the peer's agent
-//     has a way to us on trial too, it answers, over all of its ways: so a way that works is found also where
-//     neither end leaves the way in use. Who has nothing on trial hears no calls.
+//   - While a peer has a way on trial, requests to it are calls, known by their identifier. If the peer's agent calls
+//     us too, it answers, over all of its ways: so a way that works is found also where neither end leaves the way
+//     in use. That goes on until the peer's kernel answers. Who calls nobody hears no calls.
 //
 // The decisions are pure: way.go (one target), group.go (the targets of a peer), schedule.go (pace). They
 // open nothing and read no clock.
