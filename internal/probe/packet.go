@@ -15,17 +15,16 @@ const (
 	lenIPv6   = 40
 	maxIP     = 1<<16 - 1
 
-	// ICMP identifiers. Those of our ordinary probes are below 0x8000.
-	callID, calledID = 0xca11, 0xca12
+	callID = 0xca11 // the ICMP identifier of calls; those of our ordinary probes are below 0x8000
 )
 
 // A kind says what a packet is.
 type kind uint8
 
 const (
-	ordinary kind = iota // a probe that the peer's kernel answers, or the answer
+	ordinary kind = iota // a probe that the peer's kernel answers, or an answer
 	call                 // a probe that the peer's agent answers too, if it calls us itself
-	called               // an agent's answer
+	called               // an agent's answer: by the cookie, which has all bits turned, as conntrack drops other identifiers
 )
 
 // bytes returns the length of the IP packets of a target's probes.
@@ -53,11 +52,11 @@ func encode(b []byte, v6 bool, k kind, id, seq uint16, cookie uint64) {
 	clear(b)
 	request, reply := types(v6)
 	b[0] = request
-	switch k {
-	case call:
+	if k == called {
+		b[0] = reply
+	}
+	if k != ordinary {
 		id = callID
-	case called:
-		b[0], id = reply, calledID
 	}
 	binary.BigEndian.PutUint16(b[4:], id)
 	binary.BigEndian.PutUint16(b[6:], seq)
@@ -87,9 +86,6 @@ func decode(b []byte, v6 bool, id uint16) (k kind, seq uint16, cookie uint64, ok
 	request, reply := types(v6)
 	switch got := binary.BigEndian.Uint16(b[4:]); {
 	case b[0] == reply && (got == id || got == callID):
-		k = ordinary
-	case b[0] == reply && got == calledID:
-		k = called
 	case b[0] == request && got == callID:
 		k = call
 	default:

@@ -238,13 +238,16 @@ func (s *schedule) answer(now time.Time, a answer, tx network) {
 	}
 	s.given += len(g.ways)
 	for _, w := range g.ways {
-		_ = tx.send(&w.target, called, a.size, a.seq, a.cookie) // whoever calls calls again
+		_ = tx.send(&w.target, called, a.size, a.seq, ^a.cookie) // whoever calls calls again
 	}
 }
 
 // reply takes an answer. It returns when its way is due, false if it belongs to no probe.
 func (s *schedule) reply(now time.Time, a answer) (time.Time, bool) {
 	w := s.flight.find(a.seq, a.cookie)
+	if w == nil {
+		w, a.kind = s.flight.find(a.seq, ^a.cookie), called
+	}
 	if w == nil || w.gone || !w.target.accepts(a) {
 		s.stats.Ignored++
 		return time.Time{}, false

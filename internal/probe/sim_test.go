@@ -56,11 +56,11 @@ func (m *sim) send(t *Target, k kind, size int, seq uint16, cookie uint64) error
 	m.kind, m.agent = k, false
 	m.sentAt = append(m.sentAt, m.now)
 	rtt, err := m.fate(t, size)
-	if k = ordinary; m.agent {
-		k = called
+	if m.agent {
+		cookie = ^cookie
 	}
 	if err == nil && rtt != lost {
-		m.answers = append(m.answers, arrival{m.now.Add(rtt), answer{kind: k, from: t.Dst, to: t.Src, seq: seq, cookie: cookie, size: size}})
+		m.answers = append(m.answers, arrival{m.now.Add(rtt), answer{from: t.Dst, to: t.Src, seq: seq, cookie: cookie, size: size}})
 	}
 	return err
 }

@@ -142,8 +142,7 @@ func attach(fd int, v6 bool, id uint16) error {
 	program := []unix.SockFilter{
 		ins(unix.BPF_LDX|unix.BPF_MSH|unix.BPF_B, 0, 0, 0), // IPv4: the filter sees the packet; X = length of its header
 		ins(unix.BPF_LD|unix.BPF_IND|unix.BPF_H, 0, 0, 4),
-		ins(unix.BPF_JMP|unix.BPF_JEQ|unix.BPF_K, 2, 0, callID),
-		ins(unix.BPF_JMP|unix.BPF_JEQ|unix.BPF_K, 1, 0, calledID),
+		ins(unix.BPF_JMP|unix.BPF_JEQ|unix.BPF_K, 1, 0, callID),
 		ins(unix.BPF_JMP|unix.BPF_JEQ|unix.BPF_K, 0, 1, uint32(id)),
 		ins(unix.BPF_RET|unix.BPF_K, 0, 0, maxIP),
 		ins(unix.BPF_RET|unix.BPF_K, 0, 0, 0),

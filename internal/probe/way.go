@@ -270,7 +270,10 @@ func (w *way) quiet(now time.Time) time.Duration {
 
 // health returns what the world is told.
 func (w *way) health() Health {
-	h := Health{Verdict: w.verdict, Called: w.verdict == Good && w.group != nil && w.group.calls(), Since: w.since, RTT: w.rtt, Try: w.group != nil && w.group.try == w}
+	h := Health{Verdict: w.verdict, Since: w.since, RTT: w.rtt}
+	if w.group != nil {
+		h.Try, h.Called = w.group.try == w, w.good() && w.group.calls()
+	}
 	switch {
 	case errors.Is(w.err, unix.EMSGSIZE):
 		h.Err = fmt.Sprintf("%s does not take packets of %d bytes", w.target.Dev, w.target.Size)

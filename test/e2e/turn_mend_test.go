@@ -13,8 +13,8 @@ import (
 // was blocked from the beginning, so that answers to what they send on the new one go to the old one, or since their
 // kernels answer no echoes.
 func TestTurnAmongNodesThatNeverAnswered(t *testing.T) {
-	const block = "nft 'table inet lab-block { chain in { type filter hook input priority 0; udp dport 8472 drop; }; " +
-		"chain out { type filter hook output priority 0; udp dport 8472 drop; }; }'; "
+	const block = "nft 'table inet lab-block { chain in { type filter hook input priority 0; udp dport 8472 drop; ct state invalid drop; }; " +
+		"chain out { type filter hook output priority 0; udp dport 8472 drop; ct state invalid drop; }; }'; "
 	const ignore = "sysctl -qw net.ipv4.icmp_echo_ignore_all=1 net.ipv6.icmp.echo_ignore_all=1; "
 	for name, script := range map[string]string{"blocked": block, "no echoes": ignore, "neither": block + ignore} {
 		t.Run(name, func(t *testing.T) {
