@@ -51,11 +51,6 @@ func TestTurnAmongNodesThatNeverAnswered(t *testing.T) {
 				return nil
 			})
 			t.Logf("pods reached each other %v after the change", took.Round(100*time.Millisecond))
-			rest(ctx, 20*time.Second)
-			if got := w.moves(); got != 12 { // two peers of three nodes, in two families
-				t.Errorf("peers were moved %d times to another way, want 12", got)
-			}
-			pingAll(t, l)
 		})
 	}
 }
