@@ -32,6 +32,8 @@ func (b prober) Health() (map[plan.WayID]plan.Health, map[plan.WayID]string) {
 	for id, h := range b.p.Health() {
 		way := plan.WayID{Subnet: id.Subnet, Key: id.Key}
 		switch {
+		case h.Called:
+			health[way] = plan.Called
 		case h.Verdict == probe.Good:
 			health[way] = plan.Good
 		case h.Try:

@@ -278,6 +278,51 @@ func TestMetricsSayWhyAPeerIsNotOnThePreferredWay(t *testing.T) {
 	})
 }
 
+// A peer whose kernel has never answered stays where it is, whatever probes do not show, and goes where they show that
+// a way works. Who has answered is believed.
+func TestWhichProbesAreBelieved(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		mem := leasetest.NewMemory()
+		mem.SetConfig([]byte(vxlanConfig))
+		mem.Put(keyed(200, newKey, oldKey))
+		r := newRig(t, t.TempDir(), mem)
+		p := &fakeProber{say: all(plan.Unknown)}
+		r.parts.Prober = p
+		defer r.start(t)()
+		settle(time.Second)
+		mem.SetConfig([]byte(portConfig))
+		for _, c := range []struct{ newWay, oldWay plan.Health }{
+			{plan.Dead, plan.Try}, {plan.Try, plan.Dead}, // stays
+			{plan.Called, plan.Try},
+			{plan.Dead, plan.Try}, {plan.Try, plan.Dead}, {plan.Unknown, plan.Dead}, // stays, as it is not known to answer
+			{plan.Try, plan.Called},
+			{plan.Dead, plan.Dead}, // stays
+			{plan.Good, plan.Dead},
+			{plan.Dead, plan.Try},
+		} {
+			before := r.way(t, 200)
+			want := before
+			if c.newWay == plan.Called || c.newWay == plan.Good {
+				want = newKey
+			} else if c.oldWay == plan.Called || p.say(plan.WayID{Key: newKey}) == plan.Good {
+				want = oldKey
+			}
+			p.mu.Lock()
+			p.say = func(id plan.WayID) plan.Health {
+				if id.Key == newKey {
+					return c.newWay
+				}
+				return c.oldWay
+			}
+			p.mu.Unlock()
+			settle(time.Second)
+			if got := r.way(t, 200); got != want {
+				t.Errorf("on %s; the new way is %d, the old one %d: on %s, want %s", before, c.newWay, c.oldWay, got, want)
+			}
+		}
+	})
+}
+
 // fileConfig is a store whose configuration is a file, and whose list of leases takes a second, as in Kubernetes.
 type fileConfig struct{ lease.Store }
 

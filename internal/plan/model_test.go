@@ -253,7 +253,7 @@ func (w *world) step(t *rapid.T) {
 	case "health":
 		p := w.nodes[rapid.IntRange(0, len(w.nodes)-1).Draw(t, "of")]
 		for k := range m.open {
-			m.hear(p, k, rapid.SampledFrom([]Health{Unknown, Good, Dead, Try}).Draw(t, "health"))
+			m.hear(p, k, rapid.SampledFrom([]Health{Unknown, Good, Dead, Try, Silent}).Draw(t, "health"))
 		}
 	case "pass":
 		recent := map[lease.Key]bool{}

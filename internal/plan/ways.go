@@ -38,19 +38,24 @@ type Health uint8
 const (
 	Unknown Health = iota // no probe has crossed it yet
 	Good
-	Dead // it was probed, and nothing comes back
-	Try  // dead like all ways to this peer, but to be used now, as replies may depend on it
+	Dead   // it was probed, and nothing comes back
+	Try    // dead like all ways to this peer, but to be used now, as replies may depend on it
+	Called // good, but only the peer's agent has answered, not its kernel; the agent makes Good of it
+	Silent // in use, and dead for all that is known of a peer who may not answer: it is left for a good one only
 )
 
 // choose returns the key by which to send to one peer: the first that probes have crossed, or the one in use as
-// long as they have not said anything of it; else, of those of which nothing is known, the last, which is the one
-// that has been there longest; else the one that is to be tried; else the one in use. Keys are in order of
-// preference, at least one. Whatever health says, the result is one of them.
+// long as they have not said anything of it; else the one in use if it is silent; else, of those of which nothing
+// is known, the last, which is the one that has been there longest; else the one that is to be tried; else the one
+// in use. Keys are in order of preference, at least one. Whatever health says, the result is one of them.
 func choose(keys []lease.Key, current lease.Key, health func(lease.Key) Health) lease.Key {
 	for _, k := range keys {
 		if h := health(k); h == Good || h == Unknown && k == current {
 			return k
 		}
+	}
+	if slices.Contains(keys, current) && health(current) == Silent {
+		return current
 	}
 	for _, k := range slices.Backward(keys) {
 		if health(k) == Unknown {
@@ -193,7 +198,7 @@ func (r *reacher) health(path *Path, k lease.Key) string {
 }
 
 // use adds the way to one peer, and a route with a worse metric for each other way that is to be probed: all
-// that are preferred to the one in use, and all of them when that one has died. An error comes
+// that are preferred to the one in use, and all of them when that one seems to have died. An error comes
 // with the key that cannot be used after all.
 func (r *reacher) use(l lease.Lease, path *Path, keys []lease.Key) (lease.Key, error) {
 	health := func(k lease.Key) Health { return r.in.Health[WayID{path.Subnet, k}] }
@@ -203,7 +208,7 @@ func (r *reacher) use(l lease.Lease, path *Path, keys []lease.Key) (lease.Key, e
 		use = r.trusted(l, keys, probed) // what the original may not receive on is not tried
 	}
 	last := slices.Index(keys, use)
-	if h := health(use); probed && (h == Dead || h == Try) {
+	if h := health(use); probed && (h == Dead || h == Try || h == Silent) {
 		last = len(keys) - 1
 	}
 	routes := map[state.RouteKey]state.Route{}

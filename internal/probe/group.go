@@ -22,7 +22,13 @@ type group struct {
 	ways  []*way
 	try   *way // nil: idle
 	until time.Time
-	turns int // since something last answered
+	turns int  // since something last answered
+	met   bool // the peer's kernel has answered since there was last nothing on trial
+}
+
+// calls says that the peer's agent is to answer: while nobody does, and as long as its kernel does not.
+func (g *group) calls() bool {
+	return g.try != nil || !g.met && slices.ContainsFunc(g.ways, (*way).good)
 }
 
 // choose brings try up to date and reports whether it changed.
@@ -33,9 +39,8 @@ func (g *group) choose(now time.Time, p pace) bool {
 }
 
 func (g *group) next(now time.Time, p pace) *way {
-	good := func(w *way) bool { return w.verdict == Good }
 	alive := func(w *way) bool { return w.verdict != Dead }
-	if len(g.ways) == 0 || slices.ContainsFunc(g.ways, good) {
+	if len(g.ways) == 0 || slices.ContainsFunc(g.ways, (*way).good) {
 		return nil
 	}
 	if g.try == nil && slices.ContainsFunc(g.ways, alive) {

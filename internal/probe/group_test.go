@@ -95,6 +95,8 @@ type pair struct {
 	m    [2]*sim
 	uses [2]string
 	up   [2]map[string]bool // of the way from one node to the other
+
+	strangers bool // who believe probes that come back, and not those that do not
 }
 
 func newPair(t *testing.T, keys ...string) *pair {
@@ -111,7 +113,14 @@ func newPair(t *testing.T, keys ...string) *pair {
 			p.m[i].s.rand.Uint64() // so that the two differ
 		}
 		p.m[i].fate = func(t *Target, _ int) (time.Duration, error) {
-			if p.up[i][string(t.Key)] && p.up[1-i][p.uses[1-i]] {
+			back := p.up[1-i][p.uses[1-i]]
+			if !back && p.m[i].kind == call && p.m[1-i].s.groups[t.Subnet].calls() {
+				p.m[i].agent = true
+				for _, up := range p.up[1-i] {
+					back = back || up
+				}
+			}
+			if p.up[i][string(t.Key)] && back {
 				return time.Millisecond, nil
 			}
 			return lost, nil
@@ -137,7 +146,7 @@ func (p *pair) run(d time.Duration) (out [2]time.Duration) {
 		for i, m := range p.m {
 			m.run(tick, nil)
 			for j := len(m.s.ways) - 1; j >= 0; j-- {
-				if h := m.health(j); h.Verdict == Good || h.Try {
+				if h := m.health(j); h.Verdict == Good || h.Try && !p.strangers {
 					p.uses[i] = string(m.s.ways[j].target.Key)
 				}
 			}
@@ -185,12 +194,28 @@ func TestTwoNodesMeetOnTheOnlyWayThatWorks(t *testing.T) {
 	p.check(t, "one is back after a long time", p.run(3*time.Minute), time.Minute, "udp", "udp")
 }
 
+// Neither has ever heard of the other, and so neither leaves the way in use, which is dead, before another one is good.
+func TestTwoStrangersLeaveADeadWay(t *testing.T) {
+	p := newPair(t, "wireguard", "hostgw", "vxlan")
+	p.strangers = true
+	p.set(false, "wireguard", "hostgw", "vxlan")
+	p.run(time.Minute)
+	p.set(true, "hostgw")
+	p.check(t, "another way works", p.run(time.Minute), 5*time.Second, "hostgw", "hostgw")
+
+	p = newPair(t, "hostgw", "vxlan")
+	p.strangers = true
+	p.up[0]["hostgw"], p.up[1]["vxlan"] = false, false
+	p.check(t, "one way per direction", p.run(time.Minute), 10*time.Second, "vxlan", "hostgw")
+}
+
 // Whatever broke and healed in whatever order: if then each direction has a way that works, the nodes find
 // them.
 func TestTwoNodesAlwaysMeet(t *testing.T) {
 	keys := []string{"wireguard", "hostgw", "vxlan"}
 	rapid.Check(t, func(r *rapid.T) {
 		p := newPair(t, keys[rapid.IntRange(0, 1).Draw(r, "ways"):]...)
+		p.strangers = rapid.Bool().Draw(r, "strangers")
 		p.run(time.Duration(rapid.IntRange(0, 5000).Draw(r, "start")) * time.Millisecond)
 		for range rapid.IntRange(1, 12).Draw(r, "events") {
 			i, k := rapid.IntRange(0, 1).Draw(r, "node"), rapid.SampledFrom(keys).Draw(r, "way")

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -116,7 +117,7 @@ func TestForgedAnswers(t *testing.T) {
 		w.Set(list[:1])
 		w.eventually("a probe", func() bool { return w.Stats().Sent > 0 })
 		w.node[1].run(func() {
-			send := forger(t, list[0])
+			send := forger(t, list[0], false)
 			for seq := range uint16(300) {
 				send(w.id, seq)
 				send(w.id+1, seq)
@@ -137,7 +138,7 @@ func TestClosingWhileAnswersArrive(t *testing.T) {
 	go func() {
 		defer close(flooded)
 		w.node[1].run(func() {
-			send := forger(t, list[0])
+			send := forger(t, list[0], false)
 			for seq := uint16(0); ctx.Err() == nil; seq++ {
 				send(w.id, seq)
 			}
@@ -155,14 +156,81 @@ func TestClosingWhileAnswersArrive(t *testing.T) {
 	<-flooded
 }
 
+// Two nodes whose way in use is dead find the other one, over which their kernels do not answer before it is in use.
+func TestAgentsAnswerEachOther(t *testing.T) {
+	eachFamily(t, func(t *testing.T, f family.Family) {
+		w, list := newWorld(t), both(f)
+		w.node[1].nft("table inet t { chain in { type filter hook input priority 0; iifname w0 meta l4proto { icmp, icmpv6 } drop; }; " +
+			"chain out { type filter hook output priority 0; oifname w0 meta l4proto { icmp, icmpv6 } drop; }; }")
+		w.Set(list)
+		w.await(patience, list, Dead, Dead)
+		peer, back := w.other(), both(f)
+		for i := range back {
+			back[i].Src, back[i].Dst = list[i].Dst, list[i].Src
+			back[i].Subnet = netip.PrefixFrom(list[i].Src, list[i].Subnet.Bits())
+		}
+		peer.Set(back)
+		ends := []struct {
+			w    *world
+			way  ID
+			took bool // the way, as agents do
+		}{{w, list[1].ID, false}, {peer, back[1].ID, false}}
+		start := time.Now()
+		w.eventually("each node has an answer from the other's kernel", func() bool {
+			answered := 0
+			for i := range ends {
+				e := &ends[i]
+				h := e.w.Health()[e.way]
+				if h.Verdict == Good && !h.Called {
+					answered++
+				}
+				if e.took || h.Verdict != Good {
+					continue
+				}
+				e.took = true
+				t.Logf("node %d has found it after %v", i+1, time.Since(start))
+				if f == family.V6 {
+					e.w.node[0].ip("-6 route replace %s via fd77:1::%d dev w1 metric 10", e.way.Subnet, 2-i)
+				} else {
+					e.w.node[0].ip("route add %s via 10.77.1.%d dev w1", e.way.Subnet, 2-i)
+				}
+			}
+			return answered == len(ends)
+		})
+	})
+}
+
+func TestCallsWakeNobodyWithoutNeed(t *testing.T) {
+	eachFamily(t, func(t *testing.T, f family.Family) {
+		w, list := newWorld(t), both(f)
+		w.Set(list)
+		w.await(patience, list, Good, Good)
+		w.node[1].run(func() {
+			ask, reply := forger(t, list[0], true), forger(t, list[0], false)
+			for seq := range uint16(300) {
+				ask(callID, seq)
+			}
+			reply(w.id, 0)
+		})
+		w.eventually("the last one", func() bool { return w.Stats().Ignored > 0 })
+		if s := w.Stats(); s.Ignored != 1 {
+			t.Errorf("%+v: calls should not even arrive", s)
+		}
+	})
+}
+
 // forger returns a function that sends answers to probes of way, as a peer would; of those that belong to
-// nothing.
-func forger(t *testing.T, way Target) func(id, seq uint16) {
-	domain, proto, reply := unix.AF_INET, unix.IPPROTO_ICMP, byte(echoReply4)
+// nothing. Or it sends calls.
+func forger(t *testing.T, way Target, calls bool) func(id, seq uint16) {
+	domain, proto := unix.AF_INET, unix.IPPROTO_ICMP
+	request, reply := types(way.Dst.Is6())
+	if calls {
+		reply = request
+	}
 	var to unix.Sockaddr = &unix.SockaddrInet4{Addr: [4]byte{10, 244, 1, 0}}
 	var from unix.Sockaddr = &unix.SockaddrInet4{Addr: [4]byte{10, 244, 2, 0}}
 	if way.Dst.Is6() {
-		domain, proto, reply = unix.AF_INET6, unix.IPPROTO_ICMPV6, echoReply6
+		domain, proto = unix.AF_INET6, unix.IPPROTO_ICMPV6
 		to = &unix.SockaddrInet6{Addr: way.Src.As16()}
 		from = &unix.SockaddrInet6{Addr: way.Dst.As16()}
 	}
@@ -184,7 +252,7 @@ func forger(t *testing.T, way Target) func(id, seq uint16) {
 
 func forged(reply byte, id, seq uint16) []byte {
 	b := make([]byte, 1480)
-	encode(b, false, id, seq, uint64(seq))
+	encode(b, false, ordinary, id, seq, uint64(seq))
 	b[0], b[2], b[3] = reply, 0, 0
 	binary.BigEndian.PutUint16(b[2:], checksum(b[:lenICMP+lenCookie]))
 	return b

@@ -14,6 +14,17 @@ const (
 	lenIPv4   = 20
 	lenIPv6   = 40
 	maxIP     = 1<<16 - 1
+
+	callID = 0xca11 // the ICMP identifier of calls; those of our ordinary probes are below 0x8000
+)
+
+// A kind says what a packet is.
+type kind uint8
+
+const (
+	ordinary kind = iota // a probe that the peer's kernel answers, or an answer
+	call                 // a probe that the peer's agent answers too, if it calls us itself
+	called               // an agent's answer: by the cookie, which has all bits turned, as conntrack drops other identifiers
 )
 
 // bytes returns the length of the IP packets of a target's probes.
@@ -28,12 +39,24 @@ func (t *Target) bytes(full bool) int {
 	return min(max(small, t.Size), maxIP)
 }
 
-// encode writes an echo request to b. What follows the cookie is zero, so it changes no checksum.
-func encode(b []byte, v6 bool, id, seq uint16, cookie uint64) {
-	clear(b)
-	b[0] = echoRequest4
+// types returns the ICMP types of echoes.
+func types(v6 bool) (request, reply byte) {
 	if v6 {
-		b[0] = echoRequest6
+		return echoRequest6, echoReply6
+	}
+	return echoRequest4, echoReply4
+}
+
+// encode writes an echo to b. What follows the cookie is zero, so it changes no checksum.
+func encode(b []byte, v6 bool, k kind, id, seq uint16, cookie uint64) {
+	clear(b)
+	request, reply := types(v6)
+	b[0] = request
+	if k == called {
+		b[0] = reply
+	}
+	if k != ordinary {
+		id = callID
 	}
 	binary.BigEndian.PutUint16(b[4:], id)
 	binary.BigEndian.PutUint16(b[6:], seq)
@@ -54,16 +77,21 @@ func checksum(b []byte) uint16 {
 	return ^uint16(sum + sum>>16)
 }
 
-// decode reads the head of an ICMP message and says whether it is an answer to a probe with our identifier.
-func decode(b []byte, v6 bool, id uint16) (seq uint16, cookie uint64, ok bool) {
-	want := byte(echoReply4)
-	if v6 {
-		want = echoReply6
+// decode reads the head of an ICMP message and says whether it is a call, or an answer to one or to a probe with our
+// identifier.
+func decode(b []byte, v6 bool, id uint16) (k kind, seq uint16, cookie uint64, ok bool) {
+	if len(b) < lenICMP+lenCookie || b[1] != 0 {
+		return 0, 0, 0, false
 	}
-	if len(b) < lenICMP+lenCookie || b[0] != want || b[1] != 0 || binary.BigEndian.Uint16(b[4:]) != id {
-		return 0, 0, false
+	request, reply := types(v6)
+	switch got := binary.BigEndian.Uint16(b[4:]); {
+	case b[0] == reply && (got == id || got == callID):
+	case b[0] == request && got == callID:
+		k = call
+	default:
+		return 0, 0, 0, false
 	}
-	return binary.BigEndian.Uint16(b[6:]), binary.BigEndian.Uint64(b[lenICMP:]), true
+	return k, binary.BigEndian.Uint16(b[6:]), binary.BigEndian.Uint64(b[lenICMP:]), true
 }
 
 // decodeIPv4 reads the header that a raw IPv4 socket hands over with the packet, of which b is the head.

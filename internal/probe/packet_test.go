@@ -8,7 +8,7 @@ import (
 
 func TestEncode(t *testing.T) {
 	b := make([]byte, 100)
-	encode(b, false, 0xbeef, 0x1234, 0x0102030405060708)
+	encode(b, false, ordinary, 0xbeef, 0x1234, 0x0102030405060708)
 	var sum uint32
 	for i := 0; i < len(b); i += 2 {
 		sum += uint32(binary.BigEndian.Uint16(b[i:]))
@@ -17,18 +17,18 @@ func TestEncode(t *testing.T) {
 		t.Errorf("checksum: %x is left", sum)
 	}
 	for _, v6 := range []bool{false, true} {
-		encode(b, v6, 0xbeef, 0x1234, 7)
-		if _, _, ok := decode(b, v6, 0xbeef); ok {
+		encode(b, v6, ordinary, 0xbeef, 0x1234, 7)
+		if _, _, _, ok := decode(b, v6, 0xbeef); ok {
 			t.Error("a request passes for an answer")
 		}
 		b[0] = 0
 		if v6 {
 			b[0] = 129
 		}
-		if seq, cookie, ok := decode(b, v6, 0xbeef); !ok || seq != 0x1234 || cookie != 7 {
+		if k, seq, cookie, ok := decode(b, v6, 0xbeef); !ok || k != ordinary || seq != 0x1234 || cookie != 7 {
 			t.Errorf("%x %x %v", seq, cookie, ok)
 		}
-		if _, _, ok := decode(b, v6, 0xbeee); ok {
+		if _, _, _, ok := decode(b, v6, 0xbeee); ok {
 			t.Error("another identifier passes")
 		}
 	}

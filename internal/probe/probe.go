@@ -9,6 +9,9 @@
 //     proves our direction of the way under probe, and the peer's direction of the way in use.
 //   - So when both ends sit on a way that is dead, neither can prove another one. That is what Health.Try is
 //     for: it names a way to use on trial until one is good.
+//   - While a peer has a way on trial, requests to it are calls, known by their identifier. If the peer's agent calls
+//     us too, it answers, over all of its ways: so a way that works is found also where neither end leaves the way
+//     in use. That goes on until the peer's kernel answers. Who calls nobody hears no calls.
 //
 // The decisions are pure: way.go (one target), group.go (the targets of a peer), schedule.go (pace). They
 // open nothing and read no clock.
@@ -60,6 +63,7 @@ func (v Verdict) String() string {
 // Health is what is known of a way.
 type Health struct {
 	Verdict Verdict
+	Called  bool          // it is good, and so far only the peer's agent has answered
 	Since   time.Time     // of the verdict
 	RTT     time.Duration // smoothed; 0: no answer since the way was last dead
 	// Try says: of this peer's ways none is good, and this is the one to use on trial. Of the ways of one

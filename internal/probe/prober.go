@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"net"
 	"runtime"
 	"slices"
 	"sync"
@@ -31,6 +32,7 @@ type Prober struct {
 	schedule *schedule
 	last     []Target
 	used     family.Pair[bool] // families of targets
+	calling  family.Pair[bool] // families in which we call peers
 	next     time.Time         // when step wants to be called; zero: never
 	sockets  family.Pair[port]
 	running  sync.WaitGroup // receivers
@@ -54,7 +56,7 @@ func Open(log *slog.Logger) *Prober {
 	_, _ = crand.Read(seed[:]) // never fails
 	s := newSchedule(time.Now(), rand.NewChaCha8(seed))
 	return &Prober{
-		log: log, namespace: namespace, id: uint16(s.rand.Uint32()), wake: make(chan struct{}, 1), schedule: s,
+		log: log, namespace: namespace, id: uint16(s.rand.Uint32() >> 17), wake: make(chan struct{}, 1), schedule: s,
 	}
 }
 
@@ -75,6 +77,7 @@ func (p *Prober) Set(targets []Target) {
 		}
 	}
 	p.schedule.set(p.last, time.Now())
+	p.calling = p.schedule.calling()
 	p.poke()
 }
 
@@ -126,7 +129,14 @@ func (p *Prober) step() (next time.Time, news bool) {
 	defer p.mu.Unlock()
 	p.closeUnused()
 	p.next = p.schedule.step(time.Now(), p)
-	news, p.schedule.changed = p.schedule.changed, false
+	if news, p.schedule.changed = p.schedule.changed, false; news {
+		p.calling = p.schedule.calling()
+	}
+	for _, f := range family.All() {
+		if s := p.sockets.Ref(f).socket; s != nil {
+			s.hearCalls(p.calling.Of(f))
+		}
+	}
 	return p.next, news
 }
 
@@ -139,23 +149,26 @@ func (p *Prober) poke() {
 }
 
 // send opens the socket if need be.
-func (p *Prober) send(t *Target, size int, seq uint16, cookie uint64) error {
+func (p *Prober) send(t *Target, k kind, size int, seq uint16, cookie uint64) error {
 	if !t.Dst.IsValid() {
 		return unix.EDESTADDRREQ
 	}
 	f := family.Of(t.Dst)
 	o := p.sockets.Ref(f)
 	if o.socket == nil {
+		if !p.used.Of(f) {
+			return net.ErrClosed // and not to be opened any more
+		}
 		if err := p.open(f, o); err != nil {
 			return err
 		}
 	}
-	return o.socket.send(t, size, seq, cookie)
+	return o.socket.send(t, k, size, seq, cookie)
 }
 
 // catchUp reads what the receivers have not come to. Like send it is called by step, which holds the lock.
 func (p *Prober) catchUp() {
-	take := func(a answer) { p.schedule.reply(time.Now(), a) }
+	take := func(a answer) { p.schedule.receive(time.Now(), a, p) }
 	for _, f := range family.All() {
 		if s := p.sockets.Ref(f).socket; s != nil {
 			_ = s.drain(&s.late, take) // what is wrong shows in what is lost
@@ -197,7 +210,7 @@ func (p *Prober) receive(f family.Family, s *socket) {
 func (p *Prober) answer(a answer) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	due, ok := p.schedule.reply(time.Now(), a)
+	due, ok := p.schedule.receive(time.Now(), a, p)
 	if p.schedule.changed || ok && due.Before(p.next) {
 		p.poke()
 	}

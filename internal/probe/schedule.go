@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"slices"
 	"time"
+
+	"github.com/weftnet/weft/internal/family"
 )
 
 const (
@@ -20,13 +22,17 @@ const (
 	startGap  = 2 * time.Millisecond   // or sooner, if they are few
 	breather  = 5 * time.Millisecond   // between two steps: probes that are due together leave together
 	starved   = 16 * time.Millisecond  // the same while the rate is used up
+
+	// Of calls so many are answered in any one second: all those of as many peers as there may be, who share their
+	// rates among them, over four ways each.
+	answers = 4 * perSecond
 )
 
 // A network is where probes go.
 type network interface {
-	// send sends an echo request of size bytes, IP header included. Errors are the kernel's.
-	send(t *Target, size int, seq uint16, cookie uint64) error
-	// catchUp passes the answers that are waiting to the schedule's reply.
+	// send sends an echo of size bytes, IP header included. Errors are the kernel's.
+	send(t *Target, k kind, size int, seq uint16, cookie uint64) error
+	// catchUp passes what is waiting to the schedule's receive.
 	catchUp()
 }
 
@@ -38,11 +44,14 @@ type schedule struct {
 	due     []time.Duration // since epoch, by the index of ways: what a step looks through
 	ready   []int           // the ways that a step is to probe, reused
 	groups  map[netip.Prefix]*group
+	peers   map[netip.Addr]*group // by the address of their ways
 	flight  flight
 	pace    pace
 	tokens  float64
 	filled  time.Time
-	cursor  int // where the rate was used up
+	second  time.Time // in which calls
+	given   int       // were answered so often
+	cursor  int       // where the rate was used up
 	changed bool
 	stats   Stats
 }
@@ -64,6 +73,7 @@ func (s *schedule) set(targets []Target, now time.Time) {
 	}
 	former := s.groups
 	s.groups = make(map[netip.Prefix]*group, len(former))
+	s.peers = make(map[netip.Addr]*group, len(former))
 	s.ways = make([]*way, 0, len(targets))
 	seen := make(map[ID]bool, len(targets))
 	var fresh []*way
@@ -116,7 +126,7 @@ func (s *schedule) join(w *way, former map[netip.Prefix]*group) {
 			g = &group{}
 		}
 		g.ways = g.ways[:0]
-		s.groups[w.target.Subnet] = g
+		s.groups[w.target.Subnet], s.peers[w.target.Dst] = g, g
 	}
 	g.ways = append(g.ways, w)
 	w.group = g
@@ -184,7 +194,11 @@ func (s *schedule) probe(w *way, now time.Time, tx network) bool {
 	s.tokens--
 	full := w.full()
 	seq, cookie := s.flight.start(w)
-	if err := tx.send(&w.target, w.target.bytes(full), seq, cookie); err != nil {
+	k := ordinary
+	if w.group.calls() {
+		k = call
+	}
+	if err := tx.send(&w.target, k, w.target.bytes(full), seq, cookie); err != nil {
 		s.flight.end(seq)
 		s.stats.Lost += uint64(w.failed(now, err, s.pace))
 	} else {
@@ -194,17 +208,46 @@ func (s *schedule) probe(w *way, now time.Time, tx network) bool {
 	return true
 }
 
-// An answer is an echo reply as it came in.
+// An answer is an echo as it came in.
 type answer struct {
+	kind     kind
 	from, to netip.Addr
 	seq      uint16
 	cookie   uint64
 	size     int // in bytes, IP header included
 }
 
+// receive takes what came in. It returns when the way that it belongs to is due, false if there is none.
+func (s *schedule) receive(now time.Time, a answer, tx network) (time.Time, bool) {
+	if a.kind != call {
+		return s.reply(now, a)
+	}
+	s.answer(now, a, tx)
+	return time.Time{}, false
+}
+
+// answer answers a call, if we call that peer too, over all ways: which of them carry packets is not known.
+func (s *schedule) answer(now time.Time, a answer, tx network) {
+	if now.Sub(s.second) >= time.Second {
+		s.second, s.given = now, 0
+	}
+	g := s.peers[a.from]
+	if g == nil || !g.calls() || a.to != g.ways[0].target.Src || s.given+len(g.ways) > answers {
+		s.stats.Ignored++
+		return
+	}
+	s.given += len(g.ways)
+	for _, w := range g.ways {
+		_ = tx.send(&w.target, called, a.size, a.seq, ^a.cookie) // whoever calls calls again
+	}
+}
+
 // reply takes an answer. It returns when its way is due, false if it belongs to no probe.
 func (s *schedule) reply(now time.Time, a answer) (time.Time, bool) {
 	w := s.flight.find(a.seq, a.cookie)
+	if w == nil {
+		w, a.kind = s.flight.find(a.seq, ^a.cookie), called
+	}
 	if w == nil || w.gone || !w.target.accepts(a) {
 		s.stats.Ignored++
 		return time.Time{}, false
@@ -216,6 +259,7 @@ func (s *schedule) reply(now time.Time, a answer) (time.Time, bool) {
 		s.flight.end(a.seq)
 		s.stats.Answered++
 		s.stats.Lost += uint64(skipped)
+		s.met(w.group, a.kind)
 	}
 	s.choose(w.group, now)
 	s.settle(w)
@@ -235,11 +279,32 @@ func (s *schedule) choose(g *group, now time.Time) {
 		return
 	}
 	s.changed = true
+	if former == nil {
+		g.met = false
+	}
 	for _, w := range []*way{former, g.try} {
 		if w != nil && !w.gone {
 			s.settle(w) // the time of a choice is kept in that of its way
 		}
 	}
+}
+
+// met notes who has answered.
+func (s *schedule) met(g *group, k kind) {
+	if k == ordinary && !g.met {
+		s.changed = s.changed || g.calls() && g.try == nil
+		g.met = true
+	}
+}
+
+// calling returns the families in which a peer is called.
+func (s *schedule) calling() (in family.Pair[bool]) {
+	for subnet, g := range s.groups {
+		if g.calls() {
+			*in.Ref(family.Of(subnet.Addr())) = true
+		}
+	}
+	return in
 }
 
 // settle ends whatever was done to a way.

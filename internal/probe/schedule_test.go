@@ -149,7 +149,7 @@ func TestAnswersAfterATargetIsGone(t *testing.T) {
 // A loopback answers before the next step.
 type loopback struct{ pending []answer }
 
-func (l *loopback) send(t *Target, size int, seq uint16, cookie uint64) error {
+func (l *loopback) send(t *Target, k kind, size int, seq uint16, cookie uint64) error {
 	l.pending = append(l.pending, answer{from: t.Dst, to: t.Src, seq: seq, cookie: cookie, size: size})
 	return nil
 }

@@ -25,6 +25,10 @@ type sim struct {
 	answers []arrival
 	sentAt  []time.Time
 	news    int
+
+	kind   kind        // of the probe that fate decides about
+	agent  bool        // which it says that the peer's agent answers
+	called []lease.Key // the ways over which calls were answered
 }
 
 type arrival struct {
@@ -44,9 +48,17 @@ func (m *sim) set(targets ...Target) {
 	m.wake = m.now
 }
 
-func (m *sim) send(t *Target, size int, seq uint16, cookie uint64) error {
+func (m *sim) send(t *Target, k kind, size int, seq uint16, cookie uint64) error {
+	if k == called {
+		m.called = append(m.called, t.Key)
+		return nil
+	}
+	m.kind, m.agent = k, false
 	m.sentAt = append(m.sentAt, m.now)
 	rtt, err := m.fate(t, size)
+	if m.agent {
+		cookie = ^cookie
+	}
 	if err == nil && rtt != lost {
 		m.answers = append(m.answers, arrival{m.now.Add(rtt), answer{from: t.Dst, to: t.Src, seq: seq, cookie: cookie, size: size}})
 	}

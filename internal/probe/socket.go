@@ -21,11 +21,12 @@ const (
 // the packet names no source, so the sending one is bound to the device, each time anew: devices come back
 // under other numbers.)
 type socket struct {
-	v6  bool
-	id  uint16
-	out int
-	in  *os.File
-	raw syscall.RawConn // in
+	v6    bool
+	id    uint16
+	out   int
+	in    *os.File
+	raw   syscall.RawConn // in
+	calls bool            // heard too
 
 	inFD    int  // in, for whoever also closes it
 	late    head // for drain beside receive
@@ -81,19 +82,18 @@ func (s *socket) setOut() error {
 		if err := unix.SetsockoptInt(s.out, unix.IPPROTO_IPV6, unix.IPV6_DONTFRAG, 1); err != nil {
 			return err
 		}
-		return hear(s.out, true, -1)
+		return hear(s.out, true)
 	}
 	if err := unix.SetsockoptInt(s.out, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_PROBE); err != nil {
 		return err
 	}
-	return hear(s.out, false, -1)
+	return hear(s.out, false)
 }
 
 // setIn has the receiving socket hear only answers with our identifier.
 func (s *socket) setIn(fd int) error {
-	reply := echoReply4
+	_, reply := types(s.v6)
 	if s.v6 {
-		reply = echoReply6
 		if err := unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO, 1); err != nil {
 			return err
 		}
@@ -107,14 +107,26 @@ func (s *socket) setIn(fd int) error {
 	return attach(fd, s.v6, s.id)
 }
 
-// hear filters what a socket receives by type: one, or none if it is negative.
-func hear(fd int, v6 bool, icmpType int) error {
+// hearCalls has the receiving socket hear calls too, or no more.
+func (s *socket) hearCalls(on bool) {
+	request, reply := types(s.v6)
+	heard := []byte{reply, request}
+	if !on {
+		heard = heard[:1]
+	}
+	if s.calls != on && hear(s.inFD, s.v6, heard...) == nil {
+		s.calls = on
+	}
+}
+
+// hear filters what a socket receives by type.
+func hear(fd int, v6 bool, icmpTypes ...byte) error {
 	var f unix.ICMPv6Filter // a bit that is set blocks
 	for i := range f.Data {
 		f.Data[i] = ^uint32(0)
 	}
-	if icmpType >= 0 {
-		f.Data[icmpType/32] &^= 1 << (icmpType % 32)
+	for _, t := range icmpTypes {
+		f.Data[t/32] &^= 1 << (t % 32)
 	}
 	if v6 {
 		return unix.SetsockoptICMPv6Filter(fd, unix.IPPROTO_ICMPV6, icmpFilter, &f)
@@ -122,20 +134,21 @@ func hear(fd int, v6 bool, icmpType int) error {
 	return unix.SetsockoptInt(fd, unix.SOL_RAW, icmpFilter, int(int32(f.Data[0]))) // has the first 32 types only
 }
 
-// attach has the kernel drop the answers to other programs' requests, so that they do not wake us.
+// attach has the kernel drop other programs' echoes, so that they do not wake us.
 func attach(fd int, v6 bool, id uint16) error {
-	ins := func(code uint16, jf uint8, k uint32) unix.SockFilter {
-		return unix.SockFilter{Code: code, Jf: jf, K: k}
+	ins := func(code uint16, jt, jf uint8, k uint32) unix.SockFilter {
+		return unix.SockFilter{Code: code, Jt: jt, Jf: jf, K: k}
 	}
 	program := []unix.SockFilter{
-		ins(unix.BPF_LDX|unix.BPF_MSH|unix.BPF_B, 0, 0), // IPv4: the filter sees the packet; X = length of its header
-		ins(unix.BPF_LD|unix.BPF_IND|unix.BPF_H, 0, 4),
-		ins(unix.BPF_JMP|unix.BPF_JEQ|unix.BPF_K, 1, uint32(id)),
-		ins(unix.BPF_RET|unix.BPF_K, 0, maxIP),
-		ins(unix.BPF_RET|unix.BPF_K, 0, 0),
+		ins(unix.BPF_LDX|unix.BPF_MSH|unix.BPF_B, 0, 0, 0), // IPv4: the filter sees the packet; X = length of its header
+		ins(unix.BPF_LD|unix.BPF_IND|unix.BPF_H, 0, 0, 4),
+		ins(unix.BPF_JMP|unix.BPF_JEQ|unix.BPF_K, 1, 0, callID),
+		ins(unix.BPF_JMP|unix.BPF_JEQ|unix.BPF_K, 0, 1, uint32(id)),
+		ins(unix.BPF_RET|unix.BPF_K, 0, 0, maxIP),
+		ins(unix.BPF_RET|unix.BPF_K, 0, 0, 0),
 	}
 	if v6 {
-		program[0] = ins(unix.BPF_LDX|unix.BPF_IMM, 0, 0) // IPv6: it sees the ICMP message
+		program[0] = ins(unix.BPF_LDX|unix.BPF_IMM, 0, 0, 0) // IPv6: it sees the ICMP message
 	}
 	return unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{
 		Len: uint16(len(program)), Filter: &program[0],
@@ -152,8 +165,8 @@ func (s *socket) close() {
 	}
 }
 
-// send sends one echo request of size bytes with the IP header.
-func (s *socket) send(t *Target, size int, seq uint16, cookie uint64) error {
+// send sends one echo of size bytes with the IP header.
+func (s *socket) send(t *Target, k kind, size int, seq uint16, cookie uint64) error {
 	if !t.Src.IsValid() || t.Src.Is6() != s.v6 || t.Dst.Is6() != s.v6 {
 		return unix.EAFNOSUPPORT
 	}
@@ -174,7 +187,7 @@ func (s *socket) send(t *Target, size int, seq uint16, cookie uint64) error {
 		to = &s.to4
 	}
 	b := s.packet[:size-header]
-	encode(b, s.v6, s.id, seq, cookie)
+	encode(b, s.v6, k, s.id, seq, cookie)
 	_, err := unix.SendmsgN(s.out, b, s.source(t.Src), to, 0)
 	if err == unix.ENOBUFS {
 		return nil // the device dropped it, which IPv6 tells and IPv4 does not: a loss like any other
@@ -251,6 +264,6 @@ func (s *socket) answer(head []byte, size int, control []byte, from unix.Sockadd
 		}
 		a.size = size
 	}
-	a.seq, a.cookie, ok = decode(head, s.v6, s.id)
+	a.kind, a.seq, a.cookie, ok = decode(head, s.v6, s.id)
 	return a, ok
 }

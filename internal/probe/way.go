@@ -86,6 +86,8 @@ type way struct {
 // that carries nothing from one that does not carry large packets.
 func (w *way) full() bool { return !w.proven && w.tries%3 != 2 }
 
+func (w *way) good() bool { return w.verdict == Good }
+
 // urgent says that the next probe decides whether a way in use is dead.
 func (w *way) urgent() bool { return w.verdict == Good && (w.losses > 0 || w.outN > 0) }
 
@@ -268,7 +270,10 @@ func (w *way) quiet(now time.Time) time.Duration {
 
 // health returns what the world is told.
 func (w *way) health() Health {
-	h := Health{Verdict: w.verdict, Since: w.since, RTT: w.rtt, Try: w.group != nil && w.group.try == w}
+	h := Health{Verdict: w.verdict, Since: w.since, RTT: w.rtt}
+	if w.group != nil {
+		h.Try, h.Called = w.group.try == w, w.good() && w.group.calls()
+	}
 	switch {
 	case errors.Is(w.err, unix.EMSGSIZE):
 		h.Err = fmt.Sprintf("%s does not take packets of %d bytes", w.target.Dev, w.target.Size)

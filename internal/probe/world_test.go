@@ -149,6 +149,13 @@ func (w *world) probe() {
 	})
 }
 
+// other returns the world as the second node sees it, with a prober of its own.
+func (w *world) other() *world {
+	o := &world{t: w.t, node: [2]*space{w.node[1], w.node[0]}, news: make(chan struct{}, 1)}
+	o.probe()
+	return o
+}
+
 // wayOver returns the way to the second node over cable k.
 func wayOver(f family.Family, k int) Target {
 	t := Target{
