@@ -160,8 +160,8 @@ func keysOf(rs []lease.Receiver) []lease.Key {
 }
 
 // believe returns health without what cannot be told from a peer that answers no echoes at all: that its way
-// has died. Such a peer stays on the way that it has, unless another one is good. Probes are believed once one has crossed some way to the
-// peer and come back by itself, and where several ways were there from the beginning.
+// has died. Such a peer stays on the way that it has, unless another one is good. Probes are believed once one has
+// crossed some way to the peer and come back by itself, and where several ways were there from the beginning.
 func (w *ways) believe(health map[plan.WayID]plan.Health) map[plan.WayID]plan.Health {
 	for id, h := range health {
 		if h == plan.Good {
