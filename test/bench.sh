@@ -4,3 +4,5 @@ set -eu
 cd "$(dirname "$0")/.."
 go run ./test/bench/control -bin bin
 go run ./test/bench/udp -bin bin
+go test ./test/cni -run '^$' -bench . -benchtime 1x
+go test ./internal/firewall ./internal/kernel -run '^$' -bench .

@@ -321,7 +321,7 @@ func (w *world) settled(t *rapid.T, originals int) {
 			}
 		}
 		// What is old is there only for those on the other segment that nothing else reaches, or for originals.
-		held := slices.ContainsFunc(m.own.Send, func(k lease.Key) bool { return conflict(k, main) })
+		held := slices.ContainsFunc(append(keysOf(m.own), m.own.Send...), func(k lease.Key) bool { return conflict(k, main) })
 		if held && !m.probe {
 			continue // without probes a bridge is not tried
 		}

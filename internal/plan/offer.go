@@ -140,12 +140,22 @@ func (t turn) next() (receive, send []lease.Key) {
 func (t turn) possible() []lease.Key {
 	var keys []lease.Key
 	for _, k := range t.target {
-		for slices.ContainsFunc(slices.Concat(t.receive, t.send, t.closing, t.open), func(old lease.Key) bool { return conflict(old, k) }) {
+		for t.beside(k) != "" {
 			k = bridge(k)
 		}
 		keys = append(keys, k)
 	}
 	return keys
+}
+
+// beside returns what is there that k cannot be open beside, or nothing.
+func (t turn) beside(k lease.Key) lease.Key {
+	for _, old := range slices.Concat(t.send, t.receive, t.closing, t.open) {
+		if conflict(old, k) {
+			return old
+		}
+	}
+	return ""
 }
 
 // port returns the UDP port that k's receiver is bound to, 0 if there is none.
@@ -195,19 +205,20 @@ func turning(in Input, used func(lease.Key) bool) (t turn, refused, err error) {
 		relied: func(k lease.Key) bool { return relied(in, k) },
 	}
 	stay := known(in, t.send)
-	bridged := slices.ContainsFunc(want, func(k lease.Key) bool {
-		return slices.ContainsFunc(t.send, func(old lease.Key) bool { return conflict(old, k) })
-	})
+	var old lease.Key // in the way of what is wanted
+	for _, k := range want {
+		old = cmp.Or(old, t.beside(k))
+	}
 	switch {
 	case err != nil && len(stay) == 0:
 		return t, nil, err
 	case err != nil:
 		t.target = one(stay) // as it was: what cannot be had here must not cost what there is
 		return t, err, nil
-	case bridged && !in.Probe && len(stay) > 0:
+	case old != "" && !in.Probe && len(stay) > 0:
 		t.target = one(stay)
 		return t, fmt.Errorf("%s cannot be open beside %s, and without probes nobody knows whether a bridge on another port carries: "+
-			"change by way of another port", main, stay[0]), nil
+			"change by way of another port", main, old), nil
 	case len(t.receive) >= maxKeys && len(stay) > 0 && !slices.Contains(t.receive, main):
 		t.target = one(stay[max(0, slices.IndexFunc(stay, used)):])
 		return t, errors.New("too many changes at once: waiting until peers have followed"), nil
