@@ -57,8 +57,8 @@ func (w *turning) verdict(what string, excused func(lab.Gap) bool) {
 			stall.Took.Round(time.Millisecond), meanwhile.Took.Round(time.Millisecond), again-w.again[tr]))
 		w.again[tr] = again
 		if err != nil || stall.Took > allowed && excused == nil {
-			w.t.Errorf("%s: TCP %s: stood still for %v at %s, a transfer in a pod for %v, and this one for up to %v while nothing changed; %v", what, tr.Name,
-				stall.Took.Round(time.Millisecond), stall.Begin.Format("15:04:05.000"), meanwhile.Took.Round(time.Millisecond), w.steady.Round(time.Millisecond), err)
+			w.t.Errorf("%s: TCP %s: stood still for %v at %s, a transfer in a pod for %v, and this one for up to %v while nothing changed; %v\n%s", what, tr.Name,
+				stall.Took.Round(time.Millisecond), stall.Begin.Format("15:04:05.000"), meanwhile.Took.Round(time.Millisecond), w.steady.Round(time.Millisecond), err, w.drops())
 		}
 	}
 	w.t.Logf("%s: %s", what, strings.Join(text, "; "))
@@ -91,6 +91,10 @@ const counters = `grep -H . /sys/class/net/*/statistics/*_dropped /sys/class/net
 nstat -as | grep -E 'Err|Discard|NoPorts|Fail|Drop' | grep -v ' 0 '
 echo`
 
+// resent shows what TCP of a pod has lost or thought lost.
+const resent = `nstat -as | grep -E 'Retrans|Timeout|Csum|LossProbe|Spurious|DSACK' | grep -v ' 0 '
+echo`
+
 // drops shows what nodes and their tunnels have dropped, and what the machine had no time for (the second
 // column of softnet_stat, a line per CPU).
 func (w *turning) drops() string {
@@ -106,7 +110,11 @@ func (w *turning) drops() string {
 				out += line
 			}
 		}
-		fmt.Fprintf(&b, "dropped on %s:\n%s", n.Name, out)
+		tcp, err := w.pods[n.Name].Exec(w.ctx, "sh", "-c", resent)
+		if err != nil {
+			return err.Error()
+		}
+		fmt.Fprintf(&b, "dropped on %s:\n%sin its pod:\n%s", n.Name, out, tcp)
 	}
 	stat, _ := os.ReadFile("/proc/net/softnet_stat") // cannot fail
 	for line := range strings.Lines(string(stat)) {
