@@ -97,6 +97,7 @@ type flow struct {
 	conn      *net.UDPConn
 	sent, got atomic.Int64
 	stop      chan struct{}
+	sending   sync.WaitGroup
 	wait      sync.WaitGroup
 }
 
@@ -132,17 +133,19 @@ func startFlow(t testing.TB, peer space, from, to string) *flow {
 		f.wait.Wait()
 	})
 	f.wait.Go(f.receive)
-	f.wait.Go(f.send)
+	f.sending.Go(f.send)
 	f.more(t)
 	return f
 }
 
+// halt ends the sending: nothing is sent after it.
 func (f *flow) halt() {
 	select {
 	case <-f.stop:
 	default:
 		close(f.stop)
 	}
+	f.sending.Wait()
 }
 
 func (f *flow) send() {
