@@ -164,10 +164,10 @@ func New(opts Options, parts Parts, log *slog.Logger) *Agent {
 // Run keeps the node until ctx ends. It returns after all it started has; what it made in the kernel
 // stays.
 func (a *Agent) Run(ctx context.Context) error {
-	a.recallFiles()
 	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return a.parts.Store.Watch(ctx, a.setLeases) }) // first, since its answer takes longest
+	a.recallFiles()
 	g.Go(func() error { return a.parts.Store.WatchConfig(ctx, a.setConfig) })
-	g.Go(func() error { return a.parts.Store.Watch(ctx, a.setLeases) })
 	for _, w := range a.parts.Watch {
 		g.Go(func() error { return w(ctx, a.event) })
 	}
@@ -235,7 +235,7 @@ func (a *Agent) inputs() inputs {
 // recallFiles reads what an earlier process left on disk. What is absent or torn was only a hint.
 func (a *Agent) recallFiles() {
 	var set settings
-	s, err := snapshot.Read(a.opts.SnapshotFile, a.opts.Identity)
+	s, err := snapshot.ReadSelf(a.opts.SnapshotFile, a.opts.Identity)
 	if err != nil || json.Unmarshal(s.Settings, &set) != nil {
 		set = settings{}
 	}

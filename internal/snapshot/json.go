@@ -17,13 +17,13 @@ import (
 
 // The file's form. It has names of its own, so that renaming a Go field does not make old files unreadable.
 type (
-	fileJSON struct {
+	fileJSON[Peers any] struct {
 		Version  int             `json:"version"`
 		SavedAt  time.Time       `json:"savedAt"`
 		Identity string          `json:"identity"` // withoutTime knows that it follows savedAt
 		Config   json.RawMessage `json:"config"`
 		Self     leaseJSON       `json:"self"`
-		Peers    []leaseJSON     `json:"peers"`
+		Peers    Peers           `json:"peers"`
 
 		Sysctls  map[string]string `json:"sysctls,omitempty"`
 		Settings json.RawMessage   `json:"settings,omitempty"`
@@ -44,10 +44,15 @@ type (
 		Data  string    `json:"data,omitempty"`
 		Data6 string    `json:"data6,omitempty"`
 	}
+
+	peersJSON []leaseJSON
+	passedBy  struct{} // takes the place of peers that nobody wants
 )
 
+func (passedBy) UnmarshalJSON([]byte) error { return nil }
+
 func encode(s Snapshot) ([]byte, error) {
-	f := fileJSON{
+	f := fileJSON[peersJSON]{
 		Version:  Version,
 		SavedAt:  s.SavedAt.UTC().Truncate(time.Second),
 		Identity: s.Identity,
@@ -60,7 +65,7 @@ func encode(s Snapshot) ([]byte, error) {
 	for i, p := range s.Peers {
 		f.Peers[i] = toJSON(p)
 	}
-	if err := f.check(); err != nil {
+	if err := errors.Join(f.check(), f.Peers.check()); err != nil {
 		return nil, err
 	}
 	raw, err := json.Marshal(f)
@@ -71,27 +76,50 @@ func encode(s Snapshot) ([]byte, error) {
 }
 
 func decode(raw []byte) (Snapshot, error) {
-	dec := json.NewDecoder(bytes.NewReader(raw))
-	dec.DisallowUnknownFields()
-	var f fileJSON
-	if err := dec.Decode(&f); err != nil {
-		if version(raw) > Version {
-			return Snapshot{}, fmt.Errorf("version %d is newer than %d", version(raw), Version)
-		}
+	f, err := parse[peersJSON](raw)
+	if err == nil {
+		err = f.Peers.check()
+	}
+	if err != nil {
 		return Snapshot{}, err
 	}
-	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
-		return Snapshot{}, errors.New("text after the snapshot")
-	}
-	if err := f.check(); err != nil {
-		return Snapshot{}, err
-	}
-	s := Snapshot{SavedAt: f.SavedAt, Identity: f.Identity, Config: f.Config, Self: f.Self.lease(), Sysctls: f.Sysctls, Settings: f.Settings}
+	s := f.snapshot()
 	s.Peers = make([]lease.Lease, len(f.Peers))
 	for i, p := range f.Peers {
 		s.Peers[i] = p.lease()
 	}
 	return s, nil
+}
+
+// decodeSelf is decode without the peers, which are most of the file.
+func decodeSelf(raw []byte) (Snapshot, error) {
+	f, err := parse[passedBy](raw)
+	if err != nil {
+		return Snapshot{}, err
+	}
+	return f.snapshot(), nil
+}
+
+// parse reads and checks everything but what the peers are.
+func parse[Peers any](raw []byte) (fileJSON[Peers], error) {
+	dec := json.NewDecoder(bytes.NewReader(raw))
+	dec.DisallowUnknownFields()
+	var f fileJSON[Peers]
+	if err := dec.Decode(&f); err != nil {
+		if version(raw) > Version {
+			return f, fmt.Errorf("version %d is newer than %d", version(raw), Version)
+		}
+		return f, err
+	}
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+		return f, errors.New("text after the snapshot")
+	}
+	return f, f.check()
+}
+
+// snapshot returns f without the peers.
+func (f fileJSON[Peers]) snapshot() Snapshot {
+	return Snapshot{SavedAt: f.SavedAt, Identity: f.Identity, Config: f.Config, Self: f.Self.lease(), Sysctls: f.Sysctls, Settings: f.Settings}
 }
 
 // version reads the version alone, from a file that may have members that we do not know.
@@ -103,8 +131,8 @@ func version(raw []byte) int {
 	return v.Version
 }
 
-// check says what is wrong. Writer and reader share it, so a snapshot that was written can be read.
-func (f fileJSON) check() error {
+// check says what is wrong, the peers excepted. Writer and reader share it, so a snapshot that was written can be read.
+func (f fileJSON[Peers]) check() error {
 	if f.Version != Version {
 		return fmt.Errorf("version %d, not %d", f.Version, Version)
 	}
@@ -126,8 +154,12 @@ func (f fileJSON) check() error {
 			return fmt.Errorf("sysctl %q = %q is not one of the network's", path, value)
 		}
 	}
-	seen := make(map[family.Pair[netip.Prefix]]bool, len(f.Peers))
-	for i, p := range f.Peers {
+	return nil
+}
+
+func (ps peersJSON) check() error {
+	seen := make(map[family.Pair[netip.Prefix]]bool, len(ps))
+	for i, p := range ps {
 		if err := p.check(); err != nil {
 			return fmt.Errorf("peer %d: %w", i, err)
 		}

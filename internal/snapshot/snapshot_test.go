@@ -118,27 +118,30 @@ func TestReadIsAllOrNothing(t *testing.T) {
 		}
 		return strings.Replace(string(whole), old, new, 1)
 	}
-	for _, tc := range []struct{ name, content, want string }{
-		{"an empty file", "", "EOF"},
-		{"a torn file", string(whole[:len(whole)/2]), "unexpected EOF"},
-		{"a file whose tail is zeroes", string(whole[:len(whole)-20]) + strings.Repeat("\x00", 20), "invalid character"},
-		{"two snapshots in one file", string(whole) + string(whole), "text after the snapshot"},
-		{"a newer version with members of its own", replace(`{"version":1,`, `{"version":2,"epoch":7,`), "version 2 is newer than 1"},
-		{"an unknown member", replace(`"node":`, `"knot":`), "unknown field"},
-		{"no version", replace(`"version":1,`, ``), "version 0"},
-		{"no time", replace(`"savedAt":"2026-01-02T03:04:05Z",`, ``), "savedAt is missing"},
-		{"another node's", replace(`"machine-1"`, `"machine-9"`), "belongs to another node"},
-		{"a configuration that is null", replace(`{"Network":"10.0.0.0/8","Backend":{"Type":"vxlan"}}`, `null`), "config is not a JSON object"},
-		{"a configuration that is a text", replace(`{"Network":"10.0.0.0/8","Backend":{"Type":"vxlan"}}`, `"x"`), "config is not a JSON object"},
-		{"a subnet that is none", replace(`10.0.1.0/24`, `10.0.1/24`), "netip.ParsePrefix"},
-		{"a subnet with host bits", replace(`10.0.1.0/24`, `10.0.1.1/24`), "peer 0: subnet 10.0.1.1/24 has host bits"},
-		{"a subnet of the other family", replace(`"subnet":"10.0.1.0/24"`, `"subnet":"fd00::/64"`), "peer 0: subnet fd00::/64"},
-		{"an address of the other family", replace(`"public":"192.168.0.1"`, `"public":"fd00::1"`), "is not IPv4"},
-		{"an IPv4 address dressed as IPv6", replace(`"public":"192.168.0.1"`, `"public6":"::ffff:1.2.3.4"`), "is not IPv6"},
-		{"one peer twice", replace(`"subnet":"10.0.2.0/24","subnet6":"fd24:0:0:2::/64"`, `"subnet":"10.0.1.0/24","subnet6":"fd24:0:0:1::/64"`), "is there twice"},
-		{"a sysctl outside of the network's", replace(`net/ipv4/conf/all/rp_filter`, `kernel/core_pattern`), "is not one of the network's"},
-		{"a sysctl outside of /proc/sys", replace(`net/ipv4/conf`, `net/../../../etc`), "is not one of the network's"},
-		{"self without a subnet", replace(`"subnet":"10.0.0.0/24","subnet6":"fd24::/64",`, ``), "self: no subnet"},
+	for _, tc := range []struct {
+		name, content, want string
+		peers               bool // it is the peers that are wrong
+	}{
+		{"an empty file", "", "EOF", false},
+		{"a torn file", string(whole[:len(whole)/2]), "unexpected EOF", false},
+		{"a file whose tail is zeroes", string(whole[:len(whole)-20]) + strings.Repeat("\x00", 20), "invalid character", false},
+		{"two snapshots in one file", string(whole) + string(whole), "text after the snapshot", false},
+		{"a newer version with members of its own", replace(`{"version":1,`, `{"version":2,"epoch":7,`), "version 2 is newer than 1", false},
+		{"an unknown member", replace(`"node":`, `"knot":`), "unknown field", false},
+		{"no version", replace(`"version":1,`, ``), "version 0", false},
+		{"no time", replace(`"savedAt":"2026-01-02T03:04:05Z",`, ``), "savedAt is missing", false},
+		{"another node's", replace(`"machine-1"`, `"machine-9"`), "belongs to another node", false},
+		{"a configuration that is null", replace(`{"Network":"10.0.0.0/8","Backend":{"Type":"vxlan"}}`, `null`), "config is not a JSON object", false},
+		{"a configuration that is a text", replace(`{"Network":"10.0.0.0/8","Backend":{"Type":"vxlan"}}`, `"x"`), "config is not a JSON object", false},
+		{"a subnet that is none", replace(`10.0.1.0/24`, `10.0.1/24`), "netip.ParsePrefix", true},
+		{"a subnet with host bits", replace(`10.0.1.0/24`, `10.0.1.1/24`), "peer 0: subnet 10.0.1.1/24 has host bits", true},
+		{"a subnet of the other family", replace(`"subnet":"10.0.1.0/24"`, `"subnet":"fd00::/64"`), "peer 0: subnet fd00::/64", true},
+		{"an address of the other family", replace(`"public":"192.168.0.1"`, `"public":"fd00::1"`), "is not IPv4", true},
+		{"an IPv4 address dressed as IPv6", replace(`"public":"192.168.0.1"`, `"public6":"::ffff:1.2.3.4"`), "is not IPv6", true},
+		{"one peer twice", replace(`"subnet":"10.0.2.0/24","subnet6":"fd24:0:0:2::/64"`, `"subnet":"10.0.1.0/24","subnet6":"fd24:0:0:1::/64"`), "is there twice", true},
+		{"a sysctl outside of the network's", replace(`net/ipv4/conf/all/rp_filter`, `kernel/core_pattern`), "is not one of the network's", false},
+		{"a sysctl outside of /proc/sys", replace(`net/ipv4/conf`, `net/../../../etc`), "is not one of the network's", false},
+		{"self without a subnet", replace(`"subnet":"10.0.0.0/24","subnet6":"fd24::/64",`, ``), "self: no subnet", false},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "snapshot.json")
@@ -152,7 +155,23 @@ func TestReadIsAllOrNothing(t *testing.T) {
 			if diff := cmp.Diff(Snapshot{}, got, compareAddresses...); diff != "" {
 				t.Errorf("something came through:\n%s", diff)
 			}
+			self, err := ReadSelf(path, "machine-1")
+			if none := self.Identity == "" && self.Settings == nil; (err != nil) != none || none == tc.peers {
+				t.Errorf("without the peers: %+v, %v", self, err)
+			}
 		})
+	}
+}
+
+func TestSelfIsReadWithoutThePeers(t *testing.T) {
+	path, want := filepath.Join(t.TempDir(), "snapshot.json"), sample(3)
+	if _, err := Write(path, want); err != nil {
+		t.Fatal(err)
+	}
+	got, err := ReadSelf(path, want.Identity)
+	want.Peers = nil
+	if diff := cmp.Diff(want, got, compareAddresses...); err != nil || diff != "" {
+		t.Errorf("%v, read (-want +got):\n%s", err, diff)
 	}
 }
 
@@ -164,8 +183,10 @@ func TestErrorsThatCallersTellApart(t *testing.T) {
 	if _, err := Write(path, sample(1)); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Read(path, "machine-2"); !errors.Is(err, ErrForeign) {
-		t.Errorf("other identity: %v", err)
+	for name, read := range map[string]func(path, identity string) (Snapshot, error){"Read": Read, "ReadSelf": ReadSelf} {
+		if _, err := read(path, "machine-2"); !errors.Is(err, ErrForeign) {
+			t.Errorf("%s, other identity: %v", name, err)
+		}
 	}
 }
 
@@ -208,13 +229,17 @@ func BenchmarkWriteUnchanged(b *testing.B) {
 	}
 }
 
-func BenchmarkRead(b *testing.B) {
+func BenchmarkRead(b *testing.B) { benchmarkRead(b, Read) }
+
+func BenchmarkReadSelf(b *testing.B) { benchmarkRead(b, ReadSelf) }
+
+func benchmarkRead(b *testing.B, read func(path, identity string) (Snapshot, error)) {
 	path, s := filepath.Join(b.TempDir(), "snapshot.json"), sample(5000)
 	if _, err := Write(path, s); err != nil {
 		b.Fatal(err)
 	}
 	for b.Loop() {
-		if _, err := Read(path, s.Identity); err != nil {
+		if _, err := read(path, s.Identity); err != nil {
 			b.Fatal(err)
 		}
 	}

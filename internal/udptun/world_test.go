@@ -129,6 +129,16 @@ func cable(a, b *space, mtu int) {
 	}
 }
 
+// meets waits until a neighbour is there. An IPv6 address hears solicitations only once a work queue of the kernel, which
+// all namespaces share, has come to it; who asks in vain for three seconds gives up.
+func (s *space) meets(addr string) {
+	s.t.Helper()
+	eventually(s.t, addr+" is met", func() bool {
+		_, err := s.try("ping", "-c1", "-W1", addr)
+		return err == nil
+	})
+}
+
 // newHosts makes node 1 and 2, without tunnels.
 func newHosts(t testing.TB, mtu int) (a, b *host) {
 	t.Helper()
@@ -141,6 +151,8 @@ func newHosts(t testing.TB, mtu int) (a, b *host) {
 		h.sysctl("net/ipv6/conf/all/forwarding", "1")
 		h.addPod()
 	}
+	a.meets("fd77::2")
+	b.meets("fd77::1")
 	return a, b
 }
 
@@ -156,6 +168,7 @@ func (h *host) addPod() {
 	h.pod.ip(fmt.Sprintf("addr add fd24:0:0:%d::2/64 dev eth0 nodad", h.n))
 	h.pod.ip(fmt.Sprintf("route add default via 10.244.%d.1", h.n))
 	h.pod.ip(fmt.Sprintf("route add default via fd24:0:0:%d::1", h.n))
+	h.pod.meets(fmt.Sprintf("fd24:0:0:%d::1", h.n))
 }
 
 // start makes the tunnel and does to its device what the kernel layer does.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
@@ -25,6 +26,30 @@ const window = 100
 type listing struct {
 	entries []lease.Entry
 	own     map[int]*mvccpb.KeyValue // of self's entries, by index; without values
+}
+
+// A recalled is the listing that Recall has made, for the Acquire that follows it: with thousands of leases it is most of
+// what either costs. A choice that rests on a listing is written only if nothing has come between, however old it is.
+type recalled struct {
+	listing listing
+	public  family.Pair[netip.Addr] // whose entries are marked as own
+	primary family.Family
+	made    time.Time
+}
+
+// recalledFor is for how long it is worth trying.
+const recalledFor = 2 * time.Second
+
+// takeRecalled returns the listing that Recall has made for self just now, once.
+func (s *Store) takeRecalled(self lease.Self) (listing, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := s.recalled
+	s.recalled = nil
+	if r == nil || r.public != self.Public || r.primary != self.Primary() || time.Since(r.made) > recalledFor {
+		return listing{}, false
+	}
+	return r.listing, true
 }
 
 // entries lists the leases of all trees and marks those of self, which alone are complete: of the others
@@ -74,8 +99,11 @@ func (s *Store) Recall(ctx context.Context, self lease.Self) (lease.Lease, bool,
 	if err != nil {
 		return lease.Lease{}, false, err
 	}
-	recalled, found := lease.Recall(self, l.entries)
-	return recalled, found, nil
+	former, found := lease.Recall(self, l.entries)
+	s.mu.Lock()
+	s.recalled = &recalled{l, self.Public, self.Primary(), time.Now()}
+	s.mu.Unlock()
+	return former, found, nil
 }
 
 // Acquire implements lease.Store. A running Hold of the same lease takes the new attributes over.
@@ -87,6 +115,11 @@ func (s *Store) Acquire(ctx context.Context, self lease.Self) (lease.Lease, erro
 		return lease.Lease{}, fmt.Errorf("acquire lease: %w", err)
 	}
 	r := rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64()))
+	if list, ok := s.takeRecalled(self); ok {
+		if got, err := s.take(ctx, self, list, window, r); err == nil {
+			return got, nil
+		}
+	}
 	collisions := 0
 	var got lease.Lease
 	err := s.retry(ctx, "acquire lease", func(ctx context.Context) error {
@@ -108,12 +141,17 @@ func (s *Store) Acquire(ctx context.Context, self lease.Self) (lease.Lease, erro
 	return got, nil
 }
 
-// try makes one attempt: list, choose, write. The error is lease.ErrTaken when another node came between.
+// try makes one attempt with a listing of its own. The error is lease.ErrTaken when another node came between.
 func (s *Store) try(ctx context.Context, self lease.Self, window int, r *rand.Rand) (lease.Lease, error) {
 	list, err := s.entries(ctx, self)
 	if err != nil {
 		return lease.Lease{}, err
 	}
+	return s.take(ctx, self, list, window, r)
+}
+
+// take chooses from a listing and writes. The error is lease.ErrTaken when another node came between.
+func (s *Store) take(ctx context.Context, self lease.Self, list listing, window int, r *rand.Rand) (lease.Lease, error) {
 	c, err := lease.Choose(self, list.entries, window, r)
 	if err != nil {
 		return lease.Lease{}, final{err}

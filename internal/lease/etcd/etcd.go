@@ -47,8 +47,9 @@ type Store struct {
 	dial   chan struct{} // holding its one slot guards client
 	client *clientv3.Client
 
-	mu   sync.Mutex // guards what follows
-	mine mine
+	mu       sync.Mutex // guards what follows
+	mine     mine
+	recalled *recalled // nil: none, or taken
 }
 
 // mine is the lease that this process published last.

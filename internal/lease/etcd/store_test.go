@@ -488,6 +488,75 @@ func TestASubnetWithABadValueIsTaken(t *testing.T) {
 	}
 }
 
+// TestWhatComesBetweenRecallAndAcquire has the leases change after a node has listed them and before it writes.
+func TestWhatComesBetweenRecallAndAcquire(t *testing.T) {
+	t.Parallel()
+	server, client := start(t, etcdserver.Options{})
+	recall := func(self lease.Self) *etcd.Store {
+		s := open(t, config(server.Endpoints()[0]), nil)
+		if _, _, err := s.Recall(t.Context(), self); err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	self := leasetest.Self(1, family.V4)
+	s := recall(self)
+	others := map[string]bool{}
+	for n := 2; n <= 3; n++ {
+		l := acquire(t, open(t, config(server.Endpoints()[0]), nil), leasetest.Self(n, family.V4))
+		others[lease.Name(l.Subnet)] = true
+	}
+	first := acquire(t, s, self)
+	if others[lease.Name(first.Subnet)] {
+		t.Errorf("%s is another node's", lease.Name(first.Subnet))
+	}
+	key := subnetsKey + "/" + lease.Name(first.Subnet)
+	value := string(get(t, client, key).Kvs[0].Value)
+
+	t.Run("everything is taken by now", func(t *testing.T) {
+		if l, err := recall(leasetest.Self(4, family.V4)).Acquire(t.Context(), leasetest.Self(4, family.V4)); !errors.Is(err, lease.ErrFull) {
+			t.Errorf("got %+v, %v, want ErrFull", l, err)
+		}
+	})
+	t.Run("the own lease is gone", func(t *testing.T) {
+		s := recall(self)
+		if _, err := client.Delete(t.Context(), key); err != nil {
+			t.Fatal(err)
+		}
+		if again := acquire(t, s, self); again.Subnet != first.Subnet {
+			t.Errorf("got %v, had %v and nothing else is free", again.Subnet, first.Subnet)
+		}
+	})
+	t.Run("the own lease is another node's", func(t *testing.T) {
+		s := recall(self)
+		theirs := strings.Replace(value, "192.0.2.1", "192.0.2.9", 1)
+		put(t, client, key, theirs)
+		if l, err := s.Acquire(t.Context(), self); !errors.Is(err, lease.ErrFull) {
+			t.Errorf("got %+v, %v, want ErrFull", l, err)
+		}
+		if now := string(get(t, client, key).Kvs[0].Value); now != theirs {
+			t.Errorf("their lease was written over: %s", now)
+		}
+	})
+	t.Run("something is free by now", func(t *testing.T) {
+		s := recall(self)
+		if _, err := client.Delete(t.Context(), key); err != nil {
+			t.Fatal(err)
+		}
+		if again := acquire(t, s, self); again.Subnet != first.Subnet {
+			t.Errorf("got %v, want what has become free, %v", again.Subnet, first.Subnet)
+		}
+	})
+	t.Run("another address", func(t *testing.T) {
+		s := recall(self)
+		moved := self
+		moved.Public.V4 = netip.MustParseAddr("192.0.2.77") // what was listed as its own is another node's then
+		if l, err := s.Acquire(t.Context(), moved); !errors.Is(err, lease.ErrFull) {
+			t.Errorf("got %+v, %v, want ErrFull", l, err)
+		}
+	})
+}
+
 func TestManyNodesStartAtOnce(t *testing.T) {
 	t.Parallel()
 	server, _ := start(t, etcdserver.Options{})
@@ -502,6 +571,10 @@ func TestManyNodesStartAtOnce(t *testing.T) {
 		self.Network.V6 = lease.Network{Prefix: netip.MustParsePrefix("fd05::/48"), SubnetLen: 64,
 			Min: netip.MustParseAddr("fd05:0:0:1::"), Max: netip.MustParseAddr("fd05:0:0:64::")}
 		wg.Go(func() {
+			_, _, err := s.Recall(t.Context(), self) // as an agent does
+			if err != nil {
+				t.Errorf("node %d: %v", i, err)
+			}
 			l, err := s.Acquire(t.Context(), self)
 			if err != nil {
 				t.Errorf("node %d: %v", i, err)
