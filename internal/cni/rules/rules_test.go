@@ -75,6 +75,9 @@ func TestALongChainIsListedWhole(t *testing.T) {
 		if err := all[0].deleteAnd(nil); err != nil {
 			t.Fatal(err)
 		}
+		if there, err := all[0].Count(); err != nil || len(there) != pods {
+			t.Errorf("%d pods have rules, %v", len(there), err)
+		}
 		var wg sync.WaitGroup
 		for w, c := range all {
 			wg.Go(func() {
