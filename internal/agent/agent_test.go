@@ -242,6 +242,28 @@ func TestTheSnapshotHoldsWhatChangedJustBeforeTheEnd(t *testing.T) {
 	})
 }
 
+// A change and the end that come together are both heeded, whichever is seen first.
+func TestTheSnapshotHoldsWhatCameWithTheEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		mem := leasetest.NewMemory()
+		mem.SetConfig([]byte(vxlanConfig))
+		r := newRig(t, t.TempDir(), mem)
+		stop := r.start(t)
+		settle(10 * time.Second)
+		stop()
+		over, cancel := context.WithCancel(t.Context())
+		cancel()
+		for i := range byte(20) {
+			r.setLeases([]lease.Lease{peer(100 + i)})
+			_ = r.persist(over)
+			s, err := snapshot.Load(r.opts.SnapshotFile)
+			if err != nil || len(s.Peers) != 1 || s.Peers[0].Subnet != peer(100+i).Subnet {
+				t.Fatalf("change %d: peers %v, %v", i, s.Peers, err)
+			}
+		}
+	})
+}
+
 func TestARefusalIsNoSilence(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		dir, mem := t.TempDir(), leasetest.NewMemory()

@@ -73,6 +73,7 @@ func (a *Agent) persist(ctx context.Context) error {
 		case <-a.save:
 		case <-again:
 		case <-ctx.Done():
+			a.saveLast(failed)
 			return ctx.Err()
 		}
 		in := a.inputs()
@@ -83,11 +84,16 @@ func (a *Agent) persist(ctx context.Context) error {
 			again = time.After(saveAgain)
 		}
 		if err := rest(ctx, saveEvery); err != nil {
-			if in := a.inputs(); len(a.save) > 0 && in.fromStore() {
-				a.writeSnapshot(in, failed)
-			}
+			a.saveLast(failed)
 			return err
 		}
+	}
+}
+
+// saveLast writes what changed just before the end.
+func (a *Agent) saveLast(failed bool) {
+	if in := a.inputs(); len(a.save) > 0 && in.fromStore() {
+		a.writeSnapshot(in, failed)
 	}
 }
 

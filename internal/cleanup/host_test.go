@@ -142,8 +142,15 @@ func TestCleanupLeavesTheHostAsItWas(t *testing.T) {
 					args := strings.Fields(c)
 					netnstest.Command(t, args[0], args[1:]...)
 				}
-				for !strings.Contains(netnstest.Command(t, "ip", "-o", "link", "show", "peer0"), "state UP") || !strings.Contains(netnstest.Command(t, "ip", "-6", "route", "show", "table", "local"), "fd77::1 ") {
-					time.Sleep(time.Millisecond) // the kernel brings a link up in its own time
+				for _, c := range []struct{ command, shows string }{ // the kernel sees to it in its own time
+					{"ip -o link show dev peer0", " state UP "}, {"ip -o link show dev eth0", " state UP "}, {"ip -6 route show table local", "local fd77::1 "},
+				} {
+					args := strings.Fields(c.command)
+					for end := time.Now().Add(time.Minute); !strings.Contains(netnstest.Command(t, args[0], args[1:]...), c.shows); time.Sleep(time.Millisecond) {
+						if time.Now().After(end) {
+							t.Fatalf("%s: no %q", c.command, c.shows)
+						}
+					}
 				}
 				before := look(t)
 				c, _, err := netconf.Parse([]byte(raw), netconf.Etcd)

@@ -221,6 +221,8 @@ func errnoOf(m netlink.Message) unix.Errno {
 
 // receive hands messages to f until it says that it is done. It reads the socket itself because
 // netlink.Conn, on an error, does not tell which of several requests failed.
+//
+// A deadline that has passed says nothing: this process may have had no CPU since. What is there then still counts.
 func (c *conn) receive(f func(netlink.Message) (done bool, err error)) error {
 	if err := c.SetReadDeadline(time.Now().Add(answerTimeout)); err != nil {
 		return err
@@ -228,10 +230,17 @@ func (c *conn) receive(f func(netlink.Message) (done bool, err error)) error {
 	for {
 		var n int
 		var failed error
-		err := c.raw.Read(func(fd uintptr) bool {
+		read := func(fd uintptr) bool {
 			n, _, failed = unix.Recvfrom(int(fd), c.buffer, unix.MSG_DONTWAIT|unix.MSG_TRUNC)
 			return failed != unix.EAGAIN && failed != unix.EINTR
-		})
+		}
+		err := c.raw.Read(read)
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			there := false
+			if controlled := c.raw.Control(func(fd uintptr) { there = read(fd) }); controlled == nil && there {
+				err = nil
+			}
+		}
 		if err = errors.Join(err, failed); err != nil {
 			return os.NewSyscallError("receive from nf_tables", err)
 		}

@@ -204,7 +204,7 @@ func (l *lack) taken(log *slog.Logger, what string, fam family.Family) {
 
 // attempts bounds how often one pass looks again because another program wrote between listing and commit.
 // After that it does not insist: the worst that can follow is a jump too many, which the next pass takes
-// away.
+// away. Only where what it means to delete is gone does it look again, as often once more.
 const attempts = 8
 
 func (f *Firewall) applyFamily(ctx context.Context, fam family.Family, p Policy) ([]state.Change, error) {
@@ -248,6 +248,7 @@ func (f *Firewall) applyFamily(ctx context.Context, fam family.Family, p Policy)
 				return changes, nil
 			}
 		case errors.Is(err, unix.ERESTART) && i < attempts:
+		case generation == 0 && i < 2*attempts && gone(err) && !errors.Is(err, errNoClamp):
 		case errors.Is(err, errNoClamp) && noClamp.asked.IsZero():
 			noClamp.refused(p.Mode, f.log, "kernel clamps no MSS, pods with a larger MTU rely on path MTU discovery", fam, err)
 		case p.RandomFully && noRandom.asked.IsZero() && refused(err):
@@ -271,6 +272,9 @@ func (f *Firewall) compare(fam family.Family, p Policy) (listing, difference, er
 	d, err := diff(fam, want, have, f.passed.Of(fam))
 	return have, d, err
 }
+
+// gone tells a transaction that named what somebody has taken away, or come to use, since the listing.
+func gone(err error) bool { return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EBUSY) }
 
 // refused tells a transaction that the kernel does not understand from one that failed for another reason.
 func refused(err error) bool {

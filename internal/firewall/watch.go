@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"slices"
 	"time"
 
@@ -33,42 +32,39 @@ func subscribe() (*netlink.Conn, error) {
 func (f *Firewall) Watch(ctx context.Context, wake func()) error {
 	stop := context.AfterFunc(ctx, func() { f.deadline(time.Unix(1, 0)) })
 	defer stop()
-	overrun, read := false, false // events were lost and the queue not drained since; some were read since the deadline
+	overrun := false // events were lost, and not all has been read that was queued then
 	for {
 		messages, err := f.events.Receive()
+		lost := errors.Is(err, unix.ENOBUFS)
 		switch {
 		case ctx.Err() != nil:
 			return nil
-		case errors.Is(err, unix.ENOBUFS):
-			// Some events are lost: any of them may have been ours to see. Until all that is queued has been
-			// read the kernel drops whatever comes, without another error, so the end of that is told as well.
-			overrun, read = true, false
-			f.deadline(time.Now().Add(drained))
-			wake()
-		case overrun && errors.Is(err, os.ErrDeadlineExceeded):
-			next := time.Time{}
-			if overrun = read; overrun {
-				next = time.Now().Add(drained)
-			}
-			read = false
-			f.deadline(next)
-			if ctx.Err() != nil { // its deadline may have come before ours was set
-				return nil
-			}
-			wake()
-		case err != nil:
+		case err != nil && !lost:
 			return fmt.Errorf("nftables events: %w", err)
-		default:
-			read = true
-			if slices.ContainsFunc(messages, f.concerns) {
-				wake()
-			}
+		}
+		// Some events are lost: any of them may have been ours to see. Until all that is queued has been read the kernel
+		// drops whatever comes, without another error, so the end of that is told as well.
+		drained := (overrun || lost) && f.drained()
+		overrun = (overrun || lost) && !drained
+		if lost || drained || slices.ContainsFunc(messages, f.concerns) {
+			wake()
 		}
 	}
 }
 
-// drained is how long no event must come for the queue to be empty.
-const drained = 200 * time.Millisecond
+// drained says whether no event is queued.
+func (f *Firewall) drained() bool {
+	raw, err := f.events.SyscallConn()
+	if err != nil {
+		return true
+	}
+	empty := true
+	err = raw.Control(func(fd uintptr) {
+		_, _, err := unix.Recvfrom(int(fd), make([]byte, 1), unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		empty = errors.Is(err, unix.EAGAIN)
+	})
+	return empty || err != nil
+}
 
 // deadline sets when Receive gives up. It fails only on a closed socket, which ends Receive too.
 func (f *Firewall) deadline(t time.Time) { _ = f.events.SetReadDeadline(t) }

@@ -94,10 +94,21 @@ func TestWatchOverflow(t *testing.T) {
 		}
 		sh(t, `nft add table inet theirs; nft add chain inet theirs c
 			seq -f 'add rule inet theirs c tcp dport %.0f accept' 5000 | nft -f -`)
+		// What comes now is dropped without another error, since the queue is not drained: its end must be told.
+		sh(t, "iptables-nft -P FORWARD ACCEPT")
+		woken := watch(t, fw)
+		for _, when := range []string{"events are lost", "no more are"} {
+			select {
+			case <-woken:
+			case <-time.After(time.Minute):
+				t.Fatalf("asleep when %s", when)
+			}
+		}
+		sh(t, "iptables-nft -P FORWARD DROP")
 		select {
-		case <-watch(t, fw):
+		case <-woken:
 		case <-time.After(time.Minute):
-			t.Error("asleep")
+			t.Error("asleep afterwards")
 		}
 	})
 }

@@ -85,11 +85,16 @@ func normal(text string) map[string]bool {
 		if !numbered {
 			rest = l
 		}
-		if !strings.Contains(l, "fe80::") {
+		if !onItsOwn(l) {
 			m[strings.Join(strings.Fields(rest), " ")] = true
 		}
 	}
 	return m
+}
+
+// onItsOwn says whether a line is about link-local addresses and multicast groups, which come some time after their device.
+func onItsOwn(line string) bool {
+	return strings.Contains(line, "fe80::") || strings.Contains(line, "ff00::/8") || strings.HasPrefix(line, "33:33:")
 }
 
 func TestSysctlsBeforeAreReported(t *testing.T) {

@@ -2,6 +2,7 @@ package kernel_test
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -187,9 +188,10 @@ func TestForeignSurvives(t *testing.T) {
 		} {
 			sh(t, c)
 		}
-		everything := func() string {
-			return sh(t, "ip link") + sh(t, "ip addr show scope global") + sh(t, "ip route show table all") + sh(t, "ip -6 route show table all") +
+		everything := func() []string {
+			all := sh(t, "ip link") + sh(t, "ip addr show scope global") + sh(t, "ip route show table all") + sh(t, "ip -6 route show table all") +
 				sh(t, "ip neigh show nud permanent") + sh(t, "ip neigh show nud stale") + sh(t, "bridge fdb")
+			return slices.DeleteFunc(strings.Split(all, "\n"), onItsOwn)
 		}
 		local6(t, "2001:db8::1")
 		before := everything()

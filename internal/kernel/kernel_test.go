@@ -51,9 +51,19 @@ func uplink(t testing.TB) {
 	}
 	sh(t, "ip link set eth0 up")
 	sh(t, "ip link set wire up")
+	carriers(t, "eth0", "wire")
 	sh(t, "ip addr add 10.77.0.1/24 dev eth0")
 	sh(t, "ip addr add fd77::1/64 dev eth0 nodad")
 	local6(t, "fd77::1")
+}
+
+// carriers waits until devices have told that they are up, which they do in their own time (net/core/link_watch.c).
+func carriers(t testing.TB, devs ...string) {
+	t.Helper()
+	for _, dev := range devs {
+		// Asked for by name, unlike in a listing, a link is shown when whoever changes it has told so.
+		eventually(t, dev+" is up", func() bool { return strings.Contains(sh(t, "ip link show dev "+dev), " state UP ") })
+	}
 }
 
 // local6 waits until the kernel routes an IPv6 address to itself, which it does after the address is there.

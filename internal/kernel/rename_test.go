@@ -142,7 +142,7 @@ func TestRefusedRenameLeavesTheDevice(t *testing.T) {
 		sh(t, "ip link property add dev lo altname flannel.1")
 		hanging := func() string {
 			return sh(t, "ip route show dev flannel-4789") + sh(t, "ip neigh show dev flannel-4789") +
-				sh(t, "bridge fdb show dev flannel-4789") + sh(t, "ip addr show dev flannel-4789")
+				sh(t, "bridge fdb show dev flannel-4789") + sh(t, "ip addr show dev flannel-4789 scope global")
 		}
 		before := hanging()
 		for range 2 {

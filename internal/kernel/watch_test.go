@@ -70,7 +70,7 @@ func TestWatch(t *testing.T) {
 		} {
 			sh(t, c)
 		}
-		local6(t, "fd77::1")
+		carriers(t, "br0", "p0", "p1", "other", "other1")
 		woke := watch(t, k)
 		// Links tell that they are up in their own time, at most once a second (net/core/link_watch.c).
 		for quiet, until := time.Now(), time.Now().Add(20*time.Second); time.Since(quiet) < 1500*time.Millisecond && time.Now().Before(until); {
