@@ -39,85 +39,105 @@ func lent() time.Duration {
 	return time.Duration(ticks) * time.Second / 100 // USER_HZ
 }
 
-// waited returns for how long threads of the agents of nodes had work and no processor (sched-stats.rst), in sum, and
-// for how long there was none to have.
+// threads returns for how long each thread of a node's agent has had work and no processor since it was started
+// (sched-stats.rst).
+func threads(n *lab.Node) map[string]time.Duration {
+	waits := map[string]time.Duration{}
+	files, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", n.Agent.PID())) // the pattern is well formed
+	for _, f := range files {
+		raw, _ := os.ReadFile(f) // of a thread that has ended: nothing
+		if fields := strings.Fields(string(raw)); len(fields) > 1 {
+			ns, _ := strconv.ParseInt(fields[1], 10, 64)
+			waits[f] = time.Duration(ns)
+		}
+	}
+	return waits
+}
+
+// waited returns for how long threads of the agents of nodes had to wait for a processor, in sum, and for how long there
+// was none to have.
 func waited(nodes ...*lab.Node) time.Duration {
 	sum := lent()
 	for _, n := range nodes {
-		files, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", n.Agent.PID())) // the pattern is well formed
-		for _, f := range files {
-			raw, _ := os.ReadFile(f) // a thread that has ended: nothing
-			if fields := strings.Fields(string(raw)); len(fields) > 1 {
-				ns, _ := strconv.ParseInt(fields[1], 10, 64)
-				sum += time.Duration(ns)
-			}
+		for _, d := range threads(n) {
+			sum += d
 		}
 	}
 	return sum
 }
 
-// A patient follows for how long agents wait for processors.
-type patient struct {
+// A follower follows for how long agents wait for processors.
+type follower struct {
 	nodes []*lab.Node
 	quit  chan struct{}
 	work  sync.WaitGroup
 
 	mu    sync.Mutex // guards what follows
-	looks []waits
+	looks []sight
 }
 
-// waits are those of a patient's nodes, up to a moment.
-type waits struct {
-	at  time.Time
-	sum []time.Duration
+// A sight is what threads have waited up to a moment, for each of a follower's nodes.
+type sight struct {
+	at    time.Time
+	lent  time.Duration
+	waits []map[string]time.Duration
 }
 
 const lookEvery = 100 * time.Millisecond
 
-// follow looks at nodes until the test ends.
-func follow(t *testing.T, nodes ...*lab.Node) *patient {
+// follow looks at the agents of nodes until the test ends.
+func follow(t *testing.T, nodes ...*lab.Node) *follower {
 	t.Helper()
-	p := &patient{nodes: nodes, quit: make(chan struct{})}
-	p.work.Go(func() {
+	f := &follower{nodes: nodes, quit: make(chan struct{})}
+	f.work.Go(func() {
 		tick := time.NewTicker(lookEvery)
 		defer tick.Stop()
 		for {
-			p.look()
+			f.look()
 			select {
-			case <-p.quit:
+			case <-f.quit:
 				return
 			case <-tick.C:
 			}
 		}
 	})
 	t.Cleanup(func() {
-		close(p.quit)
-		p.work.Wait()
+		close(f.quit)
+		f.work.Wait()
 	})
-	return p
+	return f
 }
 
-func (p *patient) look() {
-	w := waits{at: time.Now()}
-	for _, n := range p.nodes {
-		w.sum = append(w.sum, waited(n))
+func (f *follower) look() {
+	l := sight{at: time.Now(), lent: lent()}
+	for _, n := range f.nodes {
+		l.waits = append(l.waits, threads(n))
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.looks = append(p.looks, w)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.looks = append(f.looks, l)
 }
 
-// between returns how long the agent that had to wait longest waited between two moments. A wait is known when it is
-// over, so the next look but one after the end counts.
-func (p *patient) between(begin, end time.Time) time.Duration {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	first, _ := slices.BinarySearchFunc(p.looks, begin, func(w waits, at time.Time) int { return w.at.Compare(at) })
-	last, _ := slices.BinarySearchFunc(p.looks, end, func(w waits, at time.Time) int { return w.at.Compare(at) })
-	first, last = max(0, first-1), min(last+1, len(p.looks)-1)
-	longest := time.Duration(0)
-	for i := range p.nodes {
-		longest = max(longest, p.looks[last].sum[i]-p.looks[first].sum[i])
+// between returns how long the thread of each agent that waited longest did so between two moments, in sum: a packet
+// passes one after the other. A wait is known when it is over, so the next look but one after the end counts.
+func (f *follower) between(begin, end time.Time) time.Duration {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	find := func(at time.Time) int {
+		i, _ := slices.BinarySearchFunc(f.looks, at, func(l sight, at time.Time) int { return l.at.Compare(at) })
+		return i
 	}
-	return longest
+	if len(f.looks) == 0 {
+		return 0
+	}
+	first, last := f.looks[max(0, find(begin)-1)], f.looks[min(find(end)+1, len(f.looks)-1)]
+	sum := last.lent - first.lent
+	for i := range f.nodes {
+		longest := time.Duration(0)
+		for thread, d := range last.waits[i] {
+			longest = max(longest, d-first.waits[i][thread])
+		}
+		sum += longest
+	}
+	return sum
 }

@@ -60,7 +60,7 @@ type turning struct {
 	large     *lab.Mesh
 	transfers []*lab.Transfer
 	control   *lab.Transfer // within one pod: what the machine itself does to a transfer
-	agents    *patient      // of the nodes that transfers are between
+	agents    *follower     // of the nodes that transfers are between
 	leases    *leaseLog
 
 	also           []string              // what is kept for nodes that run the original, or have no agent

@@ -54,11 +54,11 @@ func (w *turning) verdict(what string, excused func(lab.Gap) bool) {
 		busy := w.agents.between(stall.Begin, stall.Begin.Add(stall.Took))
 		allowed := stallLimit + max(meanwhile.Took, w.steady, busy)
 		again, _ := tr.Retransmits() // a broken connection is told below
-		text = append(text, fmt.Sprintf("TCP %s: longest stall %v, in a pod itself %v then, an agent waited %v for processors, %d segments sent again", tr.Name,
+		text = append(text, fmt.Sprintf("TCP %s: longest stall %v, in a pod itself %v then, agents waited %v for processors, %d segments sent again", tr.Name,
 			stall.Took.Round(time.Millisecond), meanwhile.Took.Round(time.Millisecond), busy.Round(time.Millisecond), again-w.again[tr]))
 		w.again[tr] = again
 		if err != nil || stall.Took > allowed && excused == nil {
-			w.t.Errorf("%s: TCP %s: stood still for %v at %s, a transfer in a pod for %v, an agent waited %v for processors, and this one stood still for up to %v while nothing changed; %v\n%s", what, tr.Name,
+			w.t.Errorf("%s: TCP %s: stood still for %v at %s, a transfer in a pod for %v, agents waited %v for processors, and this one stood still for up to %v while nothing changed; %v\n%s", what, tr.Name,
 				stall.Took.Round(time.Millisecond), stall.Begin.Format("15:04:05.000"), meanwhile.Took.Round(time.Millisecond), busy.Round(time.Millisecond), w.steady.Round(time.Millisecond), err, w.drops())
 		}
 	}
