@@ -19,14 +19,13 @@ const (
 // TestTurnToAWayThatBreaks breaks the direct path of a node, and blocks the port of a backend that is changed to.
 func TestTurnToAWayThatBreaks(t *testing.T) {
 	w := underTraffic(t, 12*time.Minute, stageDirect, true, lab.Options{})
-	b, near := w.Nodes[1], w.Nodes[:3] // of its segment
+	b := w.Nodes[1]
 	moves := w.moves()
 	times := 1
 	if all() {
 		times = 3
 	}
 	for range times {
-		had := waited(near...)
 		sh(w.ctx, t, b, "nft 'table inet lab-break { "+
 			"chain in { type filter hook prerouting priority -300; iifname eth0 ip saddr 10.244.0.0/16 drop; }; "+
 			"chain out { type filter hook postrouting priority -300; oifname eth0 ip saddr 10.244.0.0/16 drop; }; }'")
@@ -35,7 +34,7 @@ func TestTurnToAWayThatBreaks(t *testing.T) {
 		took := w.await(20*time.Second, "B's neighbours take the other way", func() error { return w.reaches(w.Nodes[0], b, "vxlan/1/8472") })
 		t.Logf("A's kernel took the other way to B after %v", took.Round(time.Millisecond))
 		rest(w.ctx, leaveWithin)
-		busy := waited(near...) - had
+		busy := w.agents.between(broken, broken.Add(leaveWithin))
 		t.Logf("agents waited %v for processors meanwhile", busy.Round(time.Millisecond))
 		w.verdict("a direct path breaks", func(g lab.Gap) bool {
 			return w.near(g, "pod-B") && g.End.Before(broken.Add(leaveWithin+busy))
