@@ -5,6 +5,7 @@ import (
 	"context"
 	"log/slog"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -46,8 +47,11 @@ func TestServesAndKeepsDataOverARestart(t *testing.T) {
 		c.Close()
 		s.Close()
 	}
+	busy := func(line string) bool { // on a busy machine it has something to complain of
+		return slices.ContainsFunc([]string{"too long", "overloaded", "read index"}, func(s string) bool { return strings.Contains(line, s) })
+	}
 	for line := range strings.Lines(out.String()) {
-		if !strings.Contains(line, "too long") && !strings.Contains(line, "overloaded") { // a busy machine
+		if !busy(line) {
 			t.Errorf("etcd is to be quiet: %s", line)
 		}
 	}

@@ -63,7 +63,7 @@ func (e *engine) apply(want state.Tunnel, peers map[netip.Prefix]netip.Addr) err
 	}
 	whole := e.healthy()
 	e.halt()
-	if e.device != nil && (!whole || queues(want) != len(e.device.queues) || want.Off != e.want.Off) {
+	if e.device != nil && (!whole || queues(want) != len(e.device.queues)) {
 		e.device.close()
 		e.device = nil
 	}
@@ -92,6 +92,10 @@ func (e *engine) open(want state.Tunnel) (err error) {
 	}
 	if e.device == nil {
 		e.device, err = openDevice(e.dev, queues(want), want.Off)
+	} else if want.Off != e.want.Off {
+		// Not by opening it anew: a device without queues has no carrier, and drops packets until the kernel has taken
+		// notice that it has one again.
+		err = e.device.offload(want.Off)
 	}
 	return err
 }

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -143,7 +144,7 @@ func TestLateAddressTraffic(t *testing.T) {
 	for range 20 {
 		a.run(func() { _, _ = a.tunnel.Apply(wantFor(1, state.TunnelOff{}, 2), true) })
 	}
-	a.ip("addr add fd77::1/64 dev eth0 nodad")
+	a.addr6("fd77::1/64", "eth0")
 	a.apply(wantFor(1, state.TunnelOff{}, 2))
 	a.configure(1452)
 	out, err := a.try("ping", "-c3", "-i0.2", "-W10", "10.244.2.0")
@@ -165,9 +166,13 @@ func TestPacketsWaitForTheWorker(t *testing.T) {
 
 	e := a.tunnel.engines[testDev]
 	e.halt()
-	for range packets {
+	forwarded := a.forwarded()
+	for sent := range packets {
 		if _, err := c.Write(make([]byte, 100)); err != nil {
 			t.Fatal(err)
+		}
+		if (sent+1)%100 == 0 { // between pod and node there is room for some hundreds (net.core.netdev_max_backlog)
+			eventually(t, "the packets are at the device", func() bool { return a.forwarded() >= forwarded+sent+1 })
 		}
 	}
 	var err error
@@ -182,6 +187,18 @@ func TestPacketsWaitForTheWorker(t *testing.T) {
 	if arrived < packets {
 		t.Errorf("%d of %d packets arrived", arrived, packets)
 	}
+}
+
+// forwarded returns how many IPv4 packets the host has forwarded.
+func (h *host) forwarded() int {
+	h.t.Helper()
+	n := 0
+	for _, f := range strings.Fields(h.command("nstat", "-asz", "IpForwDatagrams")) {
+		if i, err := strconv.Atoi(f); err == nil {
+			n = i
+		}
+	}
+	return n
 }
 
 // A kernel that cuts large UDP packets wrongly is given none: neither to send nor to hand to a pod.

@@ -121,6 +121,7 @@ func TestTalksToTheOriginal(t *testing.T) {
 			t.Errorf("ping with TTL %s: %s", tc.ttl, out)
 		}
 	}
+	eventually(t, "the first is there", func() bool { o.mu.Lock(); defer o.mu.Unlock(); return o.died > 0 })
 	o.mu.Lock()
 	if o.died != 1 || len(o.ports) != 1 || o.ports[8285] == 0 {
 		t.Errorf("%d died on arrival, source ports %v", o.died, o.ports)

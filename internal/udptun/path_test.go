@@ -25,12 +25,13 @@ func newRouted(t *testing.T) (a, b *host) {
 			{"-4", "10.77.0.%d", "10.77.1.%d", "32"}, {"-6", "fd77::%d", "fd77:0:0:1::%d", "128"},
 		} {
 			node, router := fmt.Sprintf(f.node, h.n), fmt.Sprintf(f.router, h.n)
-			nodad := ""
 			if f.flag == "-6" {
-				nodad = " nodad"
+				h.addr6(node+"/"+f.bits, "eth0")
+				r.addr6(router+"/"+f.bits, dev)
+			} else {
+				h.ip("addr add " + node + "/" + f.bits + " dev eth0")
+				r.ip("addr add " + router + "/" + f.bits + " dev " + dev)
 			}
-			h.ip(f.flag + " addr add " + node + "/" + f.bits + " dev eth0" + nodad)
-			r.ip(f.flag + " addr add " + router + "/" + f.bits + " dev " + dev + nodad)
 			r.ip(f.flag + " route add " + node + " dev " + dev)
 			h.ip(f.flag + " route add " + router + " dev eth0")
 			h.ip(f.flag + " route add default via " + router)

@@ -70,7 +70,7 @@ func TestCountersOfPeers(t *testing.T) {
 			var p PeerStats
 			eventually(t, "all is counted, which is done after a packet has left", func() bool {
 				p = h.stats().Peers[i]
-				return p.TxPackets >= 3 && p.RxPackets >= 3
+				return p.TxBytes >= bytes && p.RxBytes >= bytes
 			})
 			if p.TxPackets != 3 || p.RxPackets != 3 || p.TxBytes != bytes || p.RxBytes != bytes {
 				t.Errorf("node %d: %+v", h.n, p)
@@ -116,7 +116,9 @@ func TestUnknownDestinationIsUnreachable(t *testing.T) {
 	if out, err := a.pod.try("ping", "-c1", "-W1", "10.244.9.9"); err == nil {
 		t.Error(out)
 	}
-	if s := a.stats(); s.ICMP != before || s.Drops["out_no_peer"] < 3 {
+	eventually(t, "the ping is dropped", func() bool { return a.stats().Drops["out_no_peer"] >= 3 })
+	a.tunnel.Close() // the workers have done whatever they do about it
+	if s := a.stats(); s.ICMP != before {
 		t.Errorf("%d errors sent, before %d; %v", s.ICMP, before, s.Drops)
 	}
 }
@@ -308,8 +310,8 @@ func TestParametersChangeWhileItRuns(t *testing.T) {
 	off := wantFor(1, state.TunnelOff{TSO: true}, 2)
 	a.apply(off)
 	b.apply(wantFor(2, state.TunnelOff{}, 1))
-	if u := strings.Join(a.stats().Use, " "); strings.Contains(u, "tso") {
-		t.Errorf("uses %s", u)
+	if u := strings.Join(a.stats().Use, " "); strings.Contains(u, "tso") || e.device != device {
+		t.Errorf("uses %s; the device was opened anew: %v", u, e.device != device)
 	}
 	a.pod.echo(podAddr(2, false), udp)
 }
@@ -358,14 +360,18 @@ func TestCloseIsPrompt(t *testing.T) {
 	a, b := newPair(t, state.TunnelOff{}, state.TunnelOff{})
 	l := a.pod.load(podAddr(2, false), b.pod.udpEcho(), time.Millisecond)
 	eventually(t, "traffic", func() bool { return a.stats().Reads > 20 })
-	began := time.Now()
-	if err := a.tunnel.Close(); err != nil {
-		t.Error(err)
+	timed := func(tun *Tunnel) time.Duration {
+		began := time.Now()
+		if err := tun.Close(); err != nil {
+			t.Error(err)
+		}
+		return time.Since(began)
 	}
-	if d := time.Since(began); d > time.Second {
-		t.Errorf("took %s", d)
+	// What the kernel takes to close devices and sockets on a busy machine, the other node shows: nothing comes there now.
+	if d, idle := timed(a.tunnel), timed(b.tunnel); d > time.Second+idle {
+		t.Errorf("took %s, and %s where there is no traffic", d, idle)
 	}
-	l.end()
+	l.endWithin(0)
 	if _, err := a.tunnel.Apply(a.want, true); err == nil {
 		t.Error("a closed tunnel was opened")
 	}

@@ -41,6 +41,9 @@ func newSpace(t testing.TB) *space {
 		netnstest.Unavailable(t, "new network namespace (root is needed): %v", err)
 	}
 	t.Cleanup(func() { close(s.do) })
+	// A router asks for no neighbour before its link-local address is known to be nobody else's.
+	s.sysctl("net/ipv6/conf/all/accept_dad", "0")
+	s.sysctl("net/ipv6/conf/default/accept_dad", "0")
 	s.ip("link set lo up")
 	return s
 }
@@ -83,6 +86,15 @@ func (s *space) sysctl(key, value string) {
 			s.t.Error(err)
 		}
 	})
+}
+
+// addr6 adds an IPv6 address and waits until packets to it are taken for the space's own, which a work queue of the
+// kernel sees to.
+func (s *space) addr6(addr, dev string) {
+	s.t.Helper()
+	s.ip("addr add " + addr + " dev " + dev + " nodad")
+	bare, _, _ := strings.Cut(addr, "/")
+	eventually(s.t, addr+" is local", func() bool { return s.ip("-6 route show table local "+bare) != "" })
 }
 
 // A host is a node: node n has 10.77.0.n and fd77::n on the wire, 10.244.n.0/24 and fd24:0:0:n::/64 for pods,
@@ -129,8 +141,8 @@ func cable(a, b *space, mtu int) {
 	}
 }
 
-// meets waits until a neighbour is there. An IPv6 address hears solicitations only once a work queue of the kernel, which
-// all namespaces share, has come to it; who asks in vain for three seconds gives up.
+// meets waits until a neighbour answers: a new device carries nothing before a work queue of the kernel has noticed its
+// carrier, and who solicits in vain for three seconds gives up.
 func (s *space) meets(addr string) {
 	s.t.Helper()
 	eventually(s.t, addr+" is met", func() bool {
@@ -146,7 +158,7 @@ func newHosts(t testing.TB, mtu int) (a, b *host) {
 	cable(a.space, b.space, mtu)
 	for _, h := range []*host{a, b} {
 		h.ip(fmt.Sprintf("addr add 10.77.0.%d/24 dev eth0", h.n))
-		h.ip(fmt.Sprintf("addr add fd77::%d/64 dev eth0 nodad", h.n))
+		h.addr6(fmt.Sprintf("fd77::%d/64", h.n), "eth0")
 		h.sysctl("net/ipv4/ip_forward", "1")
 		h.sysctl("net/ipv6/conf/all/forwarding", "1")
 		h.addPod()
@@ -162,10 +174,10 @@ func (h *host) addPod() {
 	h.ip("link add pod type veth peer name eth0 netns " + h.pod.file)
 	h.ip(fmt.Sprintf("link set pod up mtu %d", 1500))
 	h.ip(fmt.Sprintf("addr add 10.244.%d.1/24 dev pod", h.n))
-	h.ip(fmt.Sprintf("addr add fd24:0:0:%d::1/64 dev pod nodad", h.n))
+	h.addr6(fmt.Sprintf("fd24:0:0:%d::1/64", h.n), "pod")
 	h.pod.ip("link set eth0 up")
 	h.pod.ip(fmt.Sprintf("addr add 10.244.%d.2/24 dev eth0", h.n))
-	h.pod.ip(fmt.Sprintf("addr add fd24:0:0:%d::2/64 dev eth0 nodad", h.n))
+	h.pod.addr6(fmt.Sprintf("fd24:0:0:%d::2/64", h.n), "eth0")
 	h.pod.ip(fmt.Sprintf("route add default via 10.244.%d.1", h.n))
 	h.pod.ip(fmt.Sprintf("route add default via fd24:0:0:%d::1", h.n))
 	h.pod.meets(fmt.Sprintf("fd24:0:0:%d::1", h.n))
@@ -194,7 +206,7 @@ func (h *host) configure(mtu int) {
 	h.t.Helper()
 	h.ip(fmt.Sprintf("link set %s up mtu %d", testDev, mtu))
 	h.ip(fmt.Sprintf("addr add 10.244.%d.0/32 dev %s", h.n, testDev))
-	h.ip(fmt.Sprintf("addr add fd24:0:0:%d::/128 dev %s nodad", h.n, testDev))
+	h.addr6(fmt.Sprintf("fd24:0:0:%d::/128", h.n), testDev)
 	h.ip("route add 10.244.0.0/16 dev " + testDev)
 	h.ip("route add fd24::/48 dev " + testDev)
 	h.sysctl("net/ipv4/conf/"+testDev+"/accept_local", "1")

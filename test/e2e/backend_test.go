@@ -6,7 +6,6 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/weftnet/weft/internal/lab"
 	"github.com/weftnet/weft/internal/lab/frame"
@@ -94,7 +93,7 @@ func onWire(t *testing.T, from *lab.Pod, to netip.Addr) string {
 	for _, port := range []uint16{lab.VXLANPort, 4789} {
 		c, err := lab.StartCapture(from.Node, lab.Uplink, port)
 		must(t, err)
-		_, pingErr := lab.Ping(from, to, 3*time.Second)
+		_, pingErr := lab.Ping(from, to, patience)
 		packets, err := c.Stop()
 		must(t, errors.Join(err, pingErr))
 		for _, p := range packets {
@@ -157,13 +156,13 @@ func TestPodsReachTheOutside(t *testing.T) {
 			for _, n := range l.Nodes {
 				// The router has no route to pods: an answer means that the node's address was the source.
 				for _, outside := range []string{"172.31.255.2", "fd31:0:0:ff::2"} {
-					if _, err := lab.Ping(pods[n.Name], netip.MustParseAddr(outside), 3*time.Second); err != nil {
+					if _, err := lab.Ping(pods[n.Name], netip.MustParseAddr(outside), patience); err != nil {
 						t.Errorf("pod on %s to the outside: %v", n.Name, err)
 					}
 				}
 				for _, p := range pods {
 					for _, a := range p.Addrs() {
-						if _, err := lab.Ping(n, a, 3*time.Second); err != nil {
+						if _, err := lab.Ping(n, a, patience); err != nil {
 							t.Errorf("node %s to %s: %v", n.Name, p.Name, err)
 						}
 					}

@@ -16,6 +16,9 @@ import (
 // repairLimit is how long the agent may take to mend anything.
 const repairLimit = time.Second
 
+// shellTime is what a shell takes for the longest damage where nothing else is done.
+const shellTime = 100 * time.Millisecond
+
 // names gives damage something to hit: the vxlan device, and of a peer behind the router its subnet,
 // next hop and VTEP MAC.
 const names = `
@@ -97,9 +100,10 @@ func mend(ctx context.Context, t *testing.T, l *lab.Lab, pods map[string]*lab.Po
 	a := l.Nodes[0]
 	pid := a.Agent.PID()
 	before := kernelState(ctx, t, a)
-	logged := len(a.Agent.Log())
+	logged, had := len(a.Agent.Log()), waited(a)
 	out := strings.Fields(sh(ctx, t, a, names+"date +%s%N; "+script))
 	stamp := out[len(out)-1] // damage that takes several tries prints one each
+	done := time.Now()       // at the latest
 	seen := eventually(t, 5*time.Second, "repair", func() error {
 		now, err := kernelStateOf(ctx, a)
 		if err == nil && now != before {
@@ -109,12 +113,14 @@ func mend(ctx context.Context, t *testing.T, l *lab.Lab, pods map[string]*lab.Po
 	})
 	nanos, err := strconv.ParseInt(stamp, 10, 64)
 	must(t, err)
-	took, ok := lastWrite(a.Agent.Log()[logged:], time.Unix(0, nanos))
+	began, busy := time.Unix(0, nanos), waited(a)-had
+	took, ok := lastWrite(a.Agent.Log()[logged:], began)
 	if !ok {
 		took = seen
 	}
-	if took > repairLimit {
-		t.Errorf("mended after %v, want less than %v", took, repairLimit)
+	// To do the damage takes some milliseconds, and on a busy machine as long as the shell has to wait.
+	if took > repairLimit+max(0, done.Sub(began)-shellTime)+busy {
+		t.Errorf("mended after %v, want less than %v; the damage took %v, and the agent waited %v for processors", took, repairLimit, done.Sub(began), busy)
 	}
 	t.Logf("mended after %v", took.Round(time.Millisecond))
 	eventually(t, 5*time.Second, "pods", func() error { return reaches(pods["A"], pods["B"], pods["C"]) })
@@ -164,8 +170,12 @@ func TestForeignDeviceInTheWayIsReported(t *testing.T) {
 		}
 		return err
 	})
+	had := waited(a)
 	sh(ctx, t, a, "ip link del flannel.1")
-	eventually(t, repairLimit, "readiness", func() error { return a.Agent.Ready(ctx) })
+	took := eventually(t, patience, "readiness", func() error { return a.Agent.Ready(ctx) })
+	if busy := waited(a) - had; took > repairLimit+busy {
+		t.Errorf("ready after %v, want less than %v; the agent waited %v for processors", took, repairLimit, busy)
+	}
 }
 
 // TestUplinkIsReplaced takes the network card out and puts it in again: its index differs, and the kernel has
@@ -177,7 +187,9 @@ func TestUplinkIsReplaced(t *testing.T) {
 	awaitRoutes(ctx, t, l)
 	a := l.Nodes[0]
 	before := kernelState(ctx, t, a)
+	logged, had := len(a.Agent.Log()), waited(a)
 	must(t, a.Replug())
+	done := time.Now()
 	took := eventually(t, 10*time.Second, "repair", func() error {
 		now, err := kernelStateOf(ctx, a)
 		if err == nil && now != before {
@@ -185,9 +197,12 @@ func TestUplinkIsReplaced(t *testing.T) {
 		}
 		return err
 	})
+	if last, ok := lastWrite(a.Agent.Log()[logged:], done); ok {
+		took = last // to look takes time as well
+	}
 	t.Logf("mended within %v of the new card's being there", took.Round(time.Millisecond))
-	if took > repairLimit {
-		t.Errorf("mended after %v, want less than %v", took, repairLimit)
+	if busy := waited(a) - had; took > repairLimit+busy {
+		t.Errorf("mended after %v, want less than %v; the agent waited %v for processors", took, repairLimit, busy)
 	}
 	eventually(t, 20*time.Second, "pods", func() error { return reaches(pods["A"], pods["B"], pods["C"]) })
 }

@@ -142,7 +142,7 @@ func TestNodeBootsWhileStoreIsDown(t *testing.T) {
 		return err
 	})
 	wantFollowed(ctx, t, l, "boot without etcd", 40)
-	must(t, reaches(pod, pods["B"], pods["C"]))
+	eventually(t, 5*time.Second, "pods after that", func() error { return reaches(pod, pods["B"], pods["C"]) })
 }
 
 // TestHostileEntriesTouchNoPeer fills etcd with junk and lies, under a steady ping.

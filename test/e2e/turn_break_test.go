@@ -26,16 +26,18 @@ func TestTurnToAWayThatBreaks(t *testing.T) {
 		times = 3
 	}
 	for range times {
-		broken := time.Now()
 		sh(w.ctx, t, b, "nft 'table inet lab-break { "+
 			"chain in { type filter hook prerouting priority -300; iifname eth0 ip saddr 10.244.0.0/16 drop; }; "+
 			"chain out { type filter hook postrouting priority -300; oifname eth0 ip saddr 10.244.0.0/16 drop; }; }'")
+		broken := time.Now() // at the latest
 		w.leases.note("direct path of B breaks")
 		took := w.await(20*time.Second, "B's neighbours take the other way", func() error { return w.reaches(w.Nodes[0], b, "vxlan/1/8472") })
 		t.Logf("A's kernel took the other way to B after %v", took.Round(time.Millisecond))
 		rest(w.ctx, leaveWithin)
+		busy := w.agents.between(broken, broken.Add(leaveWithin))
+		t.Logf("agents waited %v for processors meanwhile", busy.Round(time.Millisecond))
 		w.verdict("a direct path breaks", func(g lab.Gap) bool {
-			return w.near(g, "pod-B") && g.End.Before(broken.Add(leaveWithin))
+			return w.near(g, "pod-B") && g.End.Before(broken.Add(leaveWithin+busy))
 		})
 		if status := sh(w.ctx, t, w.Nodes[0], w.Options.Weft+" status"); !strings.Contains(status, "host-gw: no answer") {
 			t.Errorf("weft status does not say why A does not reach B directly:\n%s", status)

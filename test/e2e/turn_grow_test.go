@@ -131,7 +131,7 @@ func wantUnmasqueraded(t *testing.T, from, to *lab.Pod) {
 	c, err := lab.StartCapture(to, lab.Uplink, 0)
 	must(t, err)
 	for _, a := range to.Addrs() {
-		_, pingErr := lab.Ping(from, a, 3*time.Second)
+		_, pingErr := lab.Ping(from, a, patience)
 		err = errors.Join(err, pingErr)
 	}
 	packets, stopErr := c.Stop()

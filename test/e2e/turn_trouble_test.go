@@ -39,7 +39,7 @@ func (w *turning) reverted(to, back stage) {
 	for _, i := range rand.Perm(len(w.Nodes))[:len(w.Nodes)/2] {
 		n := w.Nodes[i]
 		must(w.t, w.release(n))
-		w.await(20*time.Second, n.Name+" sees the change", func() error {
+		w.await(letGo, n.Name+" sees the change", func() error {
 			if heard(n) <= w.heard[n.Name] {
 				return errors.New("not yet")
 			}

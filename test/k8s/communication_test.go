@@ -36,7 +36,7 @@ func TestCommunication(t *testing.T) {
 			}
 			net := tested(t)
 			o := cluster.Options{Family: tc.family, Proxy: tc.proxy, Segments: tc.segments}
-			ctx, c := up(t, 6*time.Minute, o, net)
+			ctx, c := up(t, 15*time.Minute, o, net)
 			net.installed(ctx, t, c, netConf(o, tc.backend))
 			must(t, c.StartDNS(ctx))
 			pods := deployWeb(ctx, t, c)
@@ -61,10 +61,14 @@ func communicate(ctx context.Context, t *testing.T, c *cluster.Cluster, pods map
 func withinPod(ctx context.Context, t *testing.T, pods map[string]*cluster.Pod) {
 	t.Helper()
 	for _, p := range pods {
-		out, err := p.Exec(ctx, "/pod", "get", "http://127.0.0.1:9090/", "1")
-		if err != nil || !strings.HasPrefix(out, "1 beside 127.0.0.1") {
-			t.Errorf("containers of the pod on %s: %q, %v", p.Node.Name, out, err)
-		}
+		// That the other container has been started does not mean that it listens.
+		eventually(ctx, t, time.Minute, "containers of the pod on "+p.Node.Name, func() error {
+			out, err := p.Exec(ctx, "/pod", "get", "http://127.0.0.1:9090/", "1")
+			if err == nil && !strings.HasPrefix(out, "1 beside 127.0.0.1") {
+				err = fmt.Errorf("%q", out)
+			}
+			return err
+		})
 	}
 }
 
@@ -93,12 +97,16 @@ func podToService(ctx context.Context, t *testing.T, c *cluster.Cluster, pods ma
 			backends(ctx, t, fmt.Sprintf("node %s to Service %s", p.Node.Name, a), p.Node, a, 80, len(pods))
 		}
 		const name = "web.default.svc.cluster.local"
-		out, err := p.Exec(ctx, "/pod", "resolve", name)
-		for _, a := range addrs {
-			if !strings.Contains(out, a.String()) {
-				t.Errorf("pod on %s resolves %s as %q, %v; want %v", p.Node.Name, name, out, err, addrs)
+		// kube-proxy is behind CoreDNS's pods as well.
+		eventually(ctx, t, time.Minute, "pod on "+p.Node.Name+" resolves "+name, func() error {
+			out, err := p.Exec(ctx, "/pod", "resolve", name)
+			for _, a := range addrs {
+				if err == nil && !strings.Contains(out, a.String()) {
+					err = fmt.Errorf("%q, want %v", out, addrs)
+				}
 			}
-		}
+			return err
+		})
 		if out, err := p.Exec(ctx, "/pod", "get", "http://web/", "3"); err != nil || strings.Contains(out, "error") {
 			t.Errorf("pod on %s to Service by name: %q, %v", p.Node.Name, out, err)
 		}

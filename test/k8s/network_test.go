@@ -184,7 +184,7 @@ func (n *network) installed(ctx context.Context, t *testing.T, c *cluster.Cluste
 		if _, running := node.Process1(); !running {
 			return nil
 		}
-		return node.AwaitReady(ctx, time.Minute)
+		return node.AwaitReady(ctx, 4*time.Minute)
 	}))
 	t.Logf("%s: all nodes Ready %v after the manifest", n.name, time.Since(began).Round(100*time.Millisecond))
 }

@@ -22,7 +22,7 @@ import (
 func TestRights(t *testing.T) {
 	net := ours(t)
 	o := cluster.Options{Segments: [][]string{{"cp", "n1", "n2"}}}
-	ctx, c := up(t, 5*time.Minute, o, net)
+	ctx, c := up(t, 15*time.Minute, o, net)
 	net.installed(ctx, t, c, netConf(o, `{"Type": "vxlan"}`))
 	pods, err := c.Pods(ctx, flannelNamespace, "app=flannel")
 	must(t, err)
@@ -31,6 +31,14 @@ func TestRights(t *testing.T) {
 
 	const note = "flannel.alpha.coreos.com/public-ip"
 	annotate := func(key string) string { return fmt.Sprintf(`{"metadata":{"annotations":{%q:"172.31.0.99"}}}`, key) }
+	// Policies take effect some time after they are there.
+	eventually(ctx, t, time.Minute, "the policy takes effect", func() error {
+		_, err := thief.CoreV1().Nodes().Patch(ctx, "n2", types.StrategicMergePatchType, []byte(annotate(note)), meta.PatchOptions{DryRun: []string{meta.DryRunAll}}, "status")
+		if apierrors.IsForbidden(err) {
+			return nil
+		}
+		return fmt.Errorf("not refused: %v", err)
+	})
 	for _, tc := range []struct {
 		name, node, patch string
 		client            *kubernetes.Clientset
@@ -88,7 +96,7 @@ func rulesAreThose(ctx context.Context, t *testing.T, client *kubernetes.Clients
 // as returns a client with a token of the agent's account.
 func as(ctx context.Context, t *testing.T, c *cluster.Cluster, bound *authn.BoundObjectReference) *kubernetes.Clientset {
 	t.Helper()
-	seconds := int64(600)
+	seconds := int64(3600)
 	request := &authn.TokenRequest{Spec: authn.TokenRequestSpec{ExpirationSeconds: &seconds, BoundObjectRef: bound}}
 	token, err := c.Client.CoreV1().ServiceAccounts(flannelNamespace).CreateToken(ctx, "flannel", request, meta.CreateOptions{})
 	must(t, err)

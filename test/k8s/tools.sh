@@ -24,6 +24,7 @@ if ! command -v apt-get >/dev/null 2>&1; then
 	echo "missing on this machine (Debian packages):$packages" >&2
 	exit 0 # the tests that need them say so
 fi
-apt-get update -qq
+set -- -o Acquire::Retries=3 -o DPkg::Lock::Timeout=300
+apt-get "$@" update -qq
 # shellcheck disable=SC2086 # a list of words
-DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $packages
+DEBIAN_FRONTEND=noninteractive apt-get "$@" install -y -qq --no-install-recommends $packages

@@ -65,7 +65,7 @@ spec: {type: NodePort, ipFamilyPolicy: PreferDualStack, selector: {app: web}, po
 func deployWeb(ctx context.Context, t *testing.T, c *cluster.Cluster) map[string]*cluster.Pod {
 	t.Helper()
 	must(t, c.Apply(ctx, web))
-	kubectl(ctx, t, c, "rollout", "status", "daemonset/web", "--timeout=120s")
+	kubectl(ctx, t, c, "rollout", "status", "daemonset/web", "--timeout=240s")
 	return webPods(ctx, t, c)
 }
 
@@ -78,7 +78,7 @@ func webPods(ctx context.Context, t *testing.T, c *cluster.Cluster) map[string]*
 
 // get asks a web server from the given place and returns its answer.
 func get(ctx context.Context, at lab.Place, addr netip.Addr, port int) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	address := net.JoinHostPort(addr.String(), strconv.Itoa(port))
 	transport := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
@@ -115,7 +115,7 @@ func backends(ctx context.Context, t *testing.T, what string, at lab.Place, addr
 		if err := ask(); err != nil {
 			last = err
 		}
-		if time.Since(began) > time.Minute {
+		if time.Since(began) > 3*time.Minute {
 			t.Errorf("%s: answers from %v, want %d pods; last error: %v", what, seen, pods, last)
 			return
 		}
@@ -136,7 +136,7 @@ func pingAll(t *testing.T, pods map[string]*cluster.Pod) {
 		for _, to := range pods {
 			for _, a := range to.Addrs {
 				wg.Go(func() {
-					if _, err := lab.Ping(from, a, 10*time.Second); err != nil {
+					if _, err := lab.Ping(from, a, 30*time.Second); err != nil {
 						t.Errorf("pod on %s to pod on %s (%s): %v", from.Node.Name, to.Node.Name, a, err)
 					}
 				})
@@ -181,7 +181,7 @@ func (tr *traffic) flowing(ctx context.Context, t *testing.T) {
 	t.Helper()
 	for name, p := range tr.probes {
 		n := p.Answered()
-		eventually(ctx, t, 20*time.Second, name, func() error {
+		eventually(ctx, t, time.Minute, name, func() error {
 			if p.Answered() < n+10 {
 				return errors.New("no answers")
 			}
@@ -252,7 +252,7 @@ func (s *stream) run() {
 		}
 		out := fmt.Appendf(nil, "%020d\n", s.n)
 		in := make([]byte, len(out))
-		if s.err = s.conn.SetDeadline(time.Now().Add(15 * time.Second)); s.err != nil {
+		if s.err = s.conn.SetDeadline(time.Now().Add(time.Minute)); s.err != nil {
 			return
 		}
 		if _, s.err = s.conn.Write(out); s.err != nil {

@@ -15,7 +15,7 @@ import (
 func TestApplyOverTheOriginal(t *testing.T) {
 	before, after := original(t), ours(t)
 	o := cluster.Options{Proxy: "iptables"}
-	ctx, c := up(t, 10*time.Minute, o, before, after)
+	ctx, c := up(t, 20*time.Minute, o, before, after)
 	conf := netConf(o, `{"Type": "vxlan"}`)
 	before.installed(ctx, t, c, conf)
 	pods := deployWeb(ctx, t, c)
@@ -33,7 +33,7 @@ func TestApplyOverTheOriginal(t *testing.T) {
 	}
 	// New pods are attached by what came last, with addresses that nobody has.
 	kubectl(ctx, t, c, "rollout", "restart", "daemonset/web")
-	kubectl(ctx, t, c, "rollout", "status", "daemonset/web", "--timeout=120s")
+	kubectl(ctx, t, c, "rollout", "status", "daemonset/web", "--timeout=240s")
 	pingAll(t, webPods(ctx, t, c))
 }
 

@@ -34,6 +34,9 @@ type Cluster struct {
 // poll is how often the harness looks whether something that it waits for has happened.
 const poll = 100 * time.Millisecond
 
+// patience is for what takes seconds, on a machine that is busy.
+const patience = 4 * time.Minute
+
 // Up makes a cluster and returns when all nodes have registered; they become Ready with a pod network. What a
 // failed Up leaves is for Down to remove.
 func Up(ctx context.Context, o Options) (*Cluster, error) {
@@ -204,7 +207,7 @@ func (c *Cluster) EachNode(f func(*Node) error) error {
 
 // awaitNodes waits until the API server works and all nodes have registered.
 func (c *Cluster) awaitNodes(ctx context.Context) error {
-	err := Eventually(ctx, 90*time.Second, func() error {
+	err := Eventually(ctx, patience, func() error {
 		_, err := c.Client.RbacV1().ClusterRoles().Get(ctx, "system:node-proxier", meta.GetOptions{})
 		return err
 	})
@@ -246,7 +249,7 @@ func Eventually(ctx context.Context, within time.Duration, f func() error) error
 
 // dropCgroups removes a cgroup and those below it from every hierarchy, once their processes are gone.
 func dropCgroups(path string) error {
-	return Eventually(context.Background(), 10*time.Second, func() error {
+	return Eventually(context.Background(), patience, func() error {
 		tops, err := filepath.Glob("/sys/fs/cgroup/*" + path)
 		if err != nil {
 			return err

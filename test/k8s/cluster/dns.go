@@ -11,7 +11,7 @@ func (c *Cluster) StartDNS(ctx context.Context) error {
 	if err := c.Apply(ctx, fmt.Sprintf(dnsManifest, DNSImage, c.Options.DNS())); err != nil {
 		return err
 	}
-	_, err := c.Kubectl(ctx, "-n", "kube-system", "rollout", "status", "deployment/coredns", "--timeout=120s")
+	_, err := c.Kubectl(ctx, "-n", "kube-system", "rollout", "status", "deployment/coredns", "--timeout=240s")
 	return err
 }
 

@@ -114,7 +114,7 @@ func (n *Node) writeResolv() error {
 
 // Load imports image archives into the node's containerd, which may be starting still.
 func (n *Node) Load(ctx context.Context, archives ...string) error {
-	err := Eventually(ctx, 60*time.Second, func() error {
+	err := Eventually(ctx, patience, func() error {
 		if _, running := n.Process1(); !running {
 			return fmt.Errorf("the machine is off; %s", tail(n.Log(process1), 5))
 		}
@@ -214,7 +214,7 @@ func (n *Node) Restart(ctx context.Context, program string) error {
 	if err := n.Signal(ctx, program, "TERM"); err != nil {
 		return err
 	}
-	return Eventually(ctx, time.Minute, func() error {
+	return Eventually(ctx, patience, func() error {
 		now, err := os.ReadFile(file)
 		if err == nil && string(now) == string(old) {
 			err = fmt.Errorf("%s has not ended yet", program)
@@ -238,7 +238,7 @@ func (n *Node) Release(program string) error {
 
 // AwaitRegistered waits until the API server knows the node.
 func (n *Node) AwaitRegistered(ctx context.Context) error {
-	err := Eventually(ctx, 90*time.Second, func() error {
+	err := Eventually(ctx, patience, func() error {
 		_, err := n.cluster.Client.CoreV1().Nodes().Get(ctx, n.Name, meta.GetOptions{})
 		return err
 	})

@@ -109,7 +109,7 @@ func (p *Pod) Exec(ctx context.Context, argv ...string) (string, error) {
 func Dial(ctx context.Context, at interface{ Do(func() error) error }, network, address string) (conn net.Conn, err error) {
 	err = at.Do(func() error {
 		// With an address, no name, the socket is made by this thread.
-		conn, err = (&net.Dialer{Timeout: 5 * time.Second}).DialContext(ctx, network, address)
+		conn, err = (&net.Dialer{Timeout: 15 * time.Second}).DialContext(ctx, network, address)
 		return err
 	})
 	return conn, err

@@ -54,19 +54,24 @@ func whoami(w http.ResponseWriter, r *http.Request) {
 	fmt.Fprintf(w, "%s %s\n", name, from)
 }
 
+// serve listens to HTTP last: that the pod is ready is asked there.
 func serve() error {
-	errs := make(chan error, 3)
-	go func() { errs <- http.ListenAndServe(":8080", http.HandlerFunc(whoami)) }()
-	go func() { errs <- echoTCP() }()
-	go func() { errs <- echoUDP() }()
-	return <-errs
-}
-
-func echoTCP() error {
 	l, err := net.Listen("tcp", ":8081")
 	if err != nil {
 		return err
 	}
+	c, err := net.ListenPacket("udp", ":8081")
+	if err != nil {
+		return err
+	}
+	errs := make(chan error, 3)
+	go func() { errs <- echoTCP(l) }()
+	go func() { errs <- echoUDP(c) }()
+	go func() { errs <- http.ListenAndServe(":8080", http.HandlerFunc(whoami)) }()
+	return <-errs
+}
+
+func echoTCP(l net.Listener) error {
 	for {
 		c, err := l.Accept()
 		if err != nil {
@@ -79,11 +84,7 @@ func echoTCP() error {
 	}
 }
 
-func echoUDP() error {
-	c, err := net.ListenPacket("udp", ":8081")
-	if err != nil {
-		return err
-	}
+func echoUDP(c net.PacketConn) error {
 	buf := make([]byte, 64<<10)
 	for {
 		n, from, err := c.ReadFrom(buf)
