@@ -47,16 +47,18 @@ type Store struct {
 	dial   chan struct{} // holding its one slot guards client
 	client *clientv3.Client
 
-	mu   sync.Mutex // guards what follows
-	mine mine
+	mu      sync.Mutex // guards what follows
+	mine    mine
+	begun   uint64   // writes of our lease so far
+	writing []*write // those under way, in the order in which they began
 }
 
 // mine is the lease that this process published last.
 type mine struct {
 	lease    lease.Lease
 	key      string
-	revision int64  // of the write; 0 while it is under way
-	by       *write // that is under way
+	revision int64  // of the write
+	number   uint64 // of the write
 }
 
 var _ lease.Store = (*Store)(nil)
