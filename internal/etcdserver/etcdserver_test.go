@@ -47,7 +47,7 @@ func TestServesAndKeepsDataOverARestart(t *testing.T) {
 		s.Close()
 	}
 	for line := range strings.Lines(out.String()) {
-		if !strings.Contains(line, "too long") && !strings.Contains(line, "overloaded") { // a busy machine
+		if !strings.Contains(line, "too long") && !strings.Contains(line, "overloaded") && !strings.Contains(line, "timed out") { // a busy machine
 			t.Errorf("etcd is to be quiet: %s", line)
 		}
 	}
