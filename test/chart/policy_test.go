@@ -24,10 +24,10 @@ func TestOnARealServer(t *testing.T) {
 	}
 	own := s.agentToken(t, "n1")
 	const mine = `{"metadata":{"annotations":{"flannel.alpha.coreos.com/public-ip":"192.0.2.7","flannel.alpha.coreos.com/backend-data":"null"}}}`
-	// Policies take effect some time after they are there.
-	if !poll(t, time.Minute, func() bool {
-		code, _, _ := s.patch("n2", own, mine)
-		return code == http.StatusForbidden
+	// Policies take effect some time after they are there, and so do the rights without which all is refused.
+	if !poll(t, 2*time.Minute, func() bool {
+		code, answer, _ := s.patch("n2", own, mine)
+		return code == http.StatusForbidden && strings.Contains(string(answer), "may not change node n2")
 	}) {
 		t.Fatal("the policy does not take effect")
 	}

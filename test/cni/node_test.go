@@ -309,6 +309,9 @@ func (n *node) leavings() []string {
 	n.t.Helper()
 	var found []string
 	links, err := netlink.LinkList()
+	for errors.Is(err, netlink.ErrDumpInterrupted) { // a namespace that was left goes in its own time, and takes its devices along
+		links, err = netlink.LinkList()
+	}
 	must(n.t, err)
 	for _, l := range links {
 		if t := l.Type(); (t == "veth" || t == "ifb") && l.Attrs().Name != "wire0" {

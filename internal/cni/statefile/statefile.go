@@ -46,16 +46,9 @@ func (d Dir) Save(k Key, content []byte) (wait func() error, err error) {
 	if err := os.MkdirAll(string(d), 0o700); err != nil {
 		return nil, fmt.Errorf("state directory: %w", err)
 	}
-	tmp := d.temporary(k)
-	f, err := create(tmp)
+	f, err := d.publish(k, content)
 	if err != nil {
 		return nil, fmt.Errorf("state file: %w", err)
-	}
-	if _, err = f.Write(content); err == nil {
-		err = d.publish(k, tmp)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("state file: %w", errors.Join(err, f.Close(), ignoreMissing(os.Remove(tmp))))
 	}
 	done := make(chan error, 1)
 	go func() { done <- errors.Join(f.Sync(), f.Close()) }()
@@ -91,24 +84,46 @@ func create(tmp string) (*os.File, error) {
 	}
 }
 
-// publish gives the temporary file its names, ours first: from then on our DEL finds it. The shared name
+// publish makes the file under its names, ours first: from then on our DEL finds it. The shared name
 // stays with whoever has it, so that the original can delete at least that attachment.
-func (d Dir) publish(k Key, tmp string) error {
+func (d Dir) publish(k Key, content []byte) (*os.File, error) {
 	owner, err := d.sharedOwner(k.ContainerID)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if err := os.Rename(tmp, d.own(k)); err != nil {
-		return err
+	f, err := d.place(k, content)
+	if err != nil {
+		return nil, err
 	}
 	if owner == k.IfName { // its old content
-		return d.share(k)
+		err = d.share(k)
+	} else if err = os.Link(d.own(k), d.shared(k.ContainerID)); errors.Is(err, fs.ErrExist) {
+		err = nil
 	}
-	err = os.Link(d.own(k), d.shared(k.ContainerID))
-	if errors.Is(err, fs.ErrExist) {
-		return nil
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
 	}
-	return err
+	return f, nil
+}
+
+// place makes the file under our own name.
+func (d Dir) place(k Key, content []byte) (*os.File, error) {
+	tmp := d.temporary(k)
+	for {
+		f, err := create(tmp)
+		if err != nil {
+			return nil, err
+		}
+		if _, err = f.Write(content); err == nil {
+			err = os.Rename(tmp, d.own(k))
+		}
+		if err == nil {
+			return f, nil
+		}
+		if err = errors.Join(err, f.Close(), ignoreMissing(os.Remove(tmp))); !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		} // else a Sweep took it that had opened a former file of that name
+	}
 }
 
 // share gives the shared name to the file of k.

@@ -116,6 +116,35 @@ func FuzzEnvironment(f *testing.F) {
 	})
 }
 
+// A Sweep finds out who has the lock on a file, and is kept from the CPU before it removes the name, which is that of the
+// next ADD's file by then.
+func TestSweepThatComesLate(t *testing.T) {
+	d, k := Dir(t.TempDir()), Key{"c", "eth0"}
+	swept := make(chan struct{})
+	t.Cleanup(func() { <-swept })
+	go func() {
+		defer close(swept)
+		for left := 100; left > 0 && t.Context().Err() == nil; {
+			if os.Remove(d.temporary(k)) == nil {
+				left--
+			}
+		}
+	}()
+	for done := false; !done; {
+		select {
+		case <-swept:
+			done = true
+		default:
+		}
+		if err := d.save(k, "{}"); err != nil {
+			t.Fatal(err)
+		}
+		if raw, err := d.Load(k); string(raw) != "{}" || err != nil {
+			t.Fatalf("%q, %v", raw, err)
+		}
+	}
+}
+
 // An ADD that sweeps takes nothing from those that run beside it.
 func TestSweepBesideOthers(t *testing.T) {
 	d := Dir(t.TempDir())

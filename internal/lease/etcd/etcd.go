@@ -49,6 +49,8 @@ type Store struct {
 
 	mu       sync.Mutex // guards what follows
 	mine     mine
+	begun    uint64    // writes of our lease so far
+	writing  []*write  // those under way, in the order in which they began
 	recalled *recalled // nil: none, or taken
 }
 
@@ -56,8 +58,8 @@ type Store struct {
 type mine struct {
 	lease    lease.Lease
 	key      string
-	revision int64  // of the write; 0 while it is under way
-	by       *write // that is under way
+	revision int64  // of the write
+	number   uint64 // of the write
 }
 
 var _ lease.Store = (*Store)(nil)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -63,9 +64,10 @@ func dial(t testing.TB, cfg clientv3.Config) *clientv3.Client {
 	return c
 }
 
-// config is a configuration of a store for tests. A busy machine may take seconds over anything.
+// config is a configuration of a store for tests. A busy machine may take seconds over anything, and a node that
+// does not renew its sign of life in two thirds of the time counts as gone.
 func config(endpoint string) etcd.Config {
-	return etcd.Config{Endpoints: []string{endpoint}, RequestTimeout: 10 * time.Second, LivenessTTL: 5 * time.Second}
+	return etcd.Config{Endpoints: []string{endpoint}, RequestTimeout: 10 * time.Second, LivenessTTL: 12 * time.Second}
 }
 
 func open(t *testing.T, cfg etcd.Config, log *slog.Logger) *etcd.Store {
@@ -381,7 +383,7 @@ func TestSuiteWithTheInstalledEtcd(t *testing.T) {
 		t.Skip("SKIPPED: no etcd is installed here; the suite runs on the embedded one")
 	}
 	t.Parallel()
-	endpoint, peer := freeURL(t), freeURL(t)
+	endpoint, peer := freeURL(t), freeURL(t) // kept while it is stopped
 	var server *exec.Cmd
 	c := &cluster{t: t, dir: filepath.Join(t.TempDir(), "etcd"), stop: func() {
 		_ = server.Process.Kill()
@@ -399,10 +401,13 @@ func TestSuiteWithTheInstalledEtcd(t *testing.T) {
 	c.run()
 }
 
-// freeURL returns the URL of a port that nobody listens on.
+// freeURL returns the URL of a port that nobody listens on. It is of a loopback address that this process alone uses,
+// so no other test's listener or connection comes to have the port before the server does.
 func freeURL(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	pid := os.Getpid() // 22 bits at most
+	own := netip.AddrFrom4([4]byte{127, 64 + byte(pid>>16), byte(pid >> 8), byte(pid)})
+	l, err := net.Listen("tcp", netip.AddrPortFrom(own, 0).String())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -149,10 +149,8 @@ func (h *holder) gap() time.Duration {
 
 // want returns our lease as it should stand: Acquire may have published other attributes meanwhile.
 func (h *holder) want() lease.Lease {
-	h.store.mu.Lock()
-	defer h.store.mu.Unlock()
-	if h.store.mine.key == h.key {
-		return h.store.mine.lease
+	if l, ok := h.store.published(h.key); ok {
+		return l
 	}
 	return h.held
 }

@@ -15,9 +15,15 @@ import (
 	"github.com/weftnet/weft/internal/lease/leasetest"
 )
 
-// A renewal is overtaken by an Acquire that publishes something else. What it failed to write must not count as
-// ours, or Hold would put it over what the node publishes now.
+// A renewal is overtaken by an Acquire that publishes something else. What it wrote before or failed to write must not
+// count as ours, or Hold would put it over what the node publishes now.
 func TestRenewalThatIsOvertaken(t *testing.T) {
+	t.Run("on its way to etcd", func(t *testing.T) { overtake(t, true, lease.ErrTaken) })
+	t.Run("on its way back", func(t *testing.T) { overtake(t, false, nil) })
+}
+
+// overtake stops a renewal before or after etcd has it, and expects its error.
+func overtake(t *testing.T, before bool, want error) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	loopback := []string{"http://127.0.0.1:0"}
@@ -27,7 +33,7 @@ func TestRenewalThatIsOvertaken(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer server.Close()
-	s, err := New(Config{Endpoints: server.Endpoints()}, log)
+	s, err := New(Config{Endpoints: server.Endpoints(), RequestTimeout: time.Minute}, log) // a write is kept waiting
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -36,11 +42,17 @@ func TestRenewalThatIsOvertaken(t *testing.T) {
 	type held struct{}
 	s.options.DialOptions = append(s.options.DialOptions, grpc.WithChainUnaryInterceptor(
 		func(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
-			if ctx.Value(held{}) != nil && method == "/etcdserverpb.KV/Txn" {
+			stop := ctx.Value(held{}) != nil && method == "/etcdserverpb.KV/Txn"
+			if stop && before {
 				close(arrived)
 				<-pass
 			}
-			return invoke(ctx, method, req, reply, cc, opts...)
+			err := invoke(ctx, method, req, reply, cc, opts...)
+			if stop && !before {
+				close(arrived)
+				<-pass
+			}
+			return err
 		}))
 
 	self := leasetest.Self(1, family.V4)
@@ -65,10 +77,10 @@ func TestRenewalThatIsOvertaken(t *testing.T) {
 		t.Errorf("acquired %v, %v", now, err)
 	}
 	close(pass)
-	if err := <-renewed; !errors.Is(err, lease.ErrTaken) {
+	if err := <-renewed; !errors.Is(err, want) {
 		t.Errorf("the renewal: %v", err)
 	}
-	if s.mine.lease.Receive[0] != self.Receive[0] {
-		t.Errorf("after the renewal failed %v counts as ours, but %v is what etcd has", s.mine.lease.Receive, self.Receive)
+	if l, ok := s.published(renewal.key); !ok || l.Receive[0] != self.Receive[0] {
+		t.Errorf("after the renewal %v counts as ours, but %v is what etcd has", l.Receive, self.Receive)
 	}
 }

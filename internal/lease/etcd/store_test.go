@@ -115,13 +115,14 @@ func TestManyBadKeysDoNotFloodTheLog(t *testing.T) {
 	s := open(t, config(server.Endpoints()[0]), out.logger())
 	last, _ := watch(t, s)
 	eventually(t, "a set", hasLeases(last, 0))
+	begin := time.Now()
 	for i := range 500 {
 		put(t, client, subnetsKey+"/foo", fmt.Sprint(i))
 		put(t, client, fmt.Sprintf("%s/foo%d", subnetsKey, i), "")
 	}
 	eventually(t, "all counted", func() bool { return s.Stats().BadKeys == 501 })
-	if n := strings.Count(out.String(), "\n"); n > 30 {
-		t.Errorf("%d lines", n)
+	if n, took := strings.Count(out.String(), "\n"), time.Since(begin); n > 30*(1+int(took/time.Minute)) {
+		t.Errorf("%d lines in %s", n, took)
 	}
 }
 
@@ -157,7 +158,8 @@ func TestAWatchResumesWithoutANewListing(t *testing.T) {
 	eventually(t, "three leases", hasLeases(last, 3))
 	lists := s.Stats().Lists
 	p.set(refuse)
-	eventually(t, "the outage is noticed", func() bool { return !s.Stats().Connected })
+	// Both watches notice it: one that came to it later than the end of the other's outage would tell of another one.
+	eventually(t, "the outage is noticed", func() bool { st := s.Stats(); return !st.Connected && st.RequestsFailed >= 8 })
 	fill(t, client, 3, 3)
 	p.set(pass)
 	eventually(t, "six leases", hasLeases(last, 6))

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
@@ -21,6 +22,7 @@ type write struct {
 	revision int64              // the key must not have changed since; 0: must not exist
 	reserved bool               // write without an etcd lease
 	drop     []*mvccpb.KeyValue // former keys of ours, deleted in the same step unless they changed
+	number   uint64             // set by begin
 }
 
 func (s *Store) newWrite(self lease.Self, subnet family.Pair[netip.Prefix]) (write, error) {
@@ -54,7 +56,7 @@ func (s *Store) write(ctx context.Context, w write) (clientv3.LeaseID, error) {
 	}
 	ops = append(ops, clientv3.OpPut(w.key, string(w.value), clientv3.WithLease(id))) // ID 0: none
 
-	former := s.setMine(mine{lease: w.lease, key: w.key, by: &w}) // before the write: a running Hold may see its event first
+	s.begin(&w) // before the write: a running Hold may see its event first
 	var resp *clientv3.TxnResponse
 	err := s.request(ctx, func(ctx context.Context, c *clientv3.Client) (err error) {
 		resp, err = c.Txn(ctx).If(conds...).Then(ops...).Commit()
@@ -65,10 +67,10 @@ func (s *Store) write(ctx context.Context, w write) (clientv3.LeaseID, error) {
 		s.revoke(ctx, id)
 	}
 	if err != nil {
-		s.restoreMine(&w, former)
+		s.finish(&w, 0)
 		return 0, fmt.Errorf("write %s: %w", w.key, err)
 	}
-	s.setMine(mine{lease: w.lease, key: w.key, revision: resp.Header.Revision})
+	s.finish(&w, resp.Header.Revision)
 	return id, nil
 }
 
@@ -158,20 +160,34 @@ func (s *Store) grant(ctx context.Context, ttl time.Duration) (clientv3.LeaseID,
 	return id, nil
 }
 
-// setMine notes what this process publishes, and returns what it published before.
-func (s *Store) setMine(m mine) mine {
+// begin notes that w is under way.
+func (s *Store) begin(w *write) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	former := s.mine
-	s.mine = m
-	return former
+	s.begun++
+	w.number = s.begun
+	s.writing = append(s.writing, w)
 }
 
-// restoreMine takes back what w noted, since it failed, unless another write has noted something meanwhile.
-func (s *Store) restoreMine(w *write, former mine) {
+// finish notes that w is over, and its revision unless it failed. Of two writes that worked, the one that began later
+// replaced what the other had written, so it counts, whichever is first to hear of its success.
+func (s *Store) finish(w *write, revision int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.mine.by == w {
-		s.mine = former
+	s.writing = slices.DeleteFunc(s.writing, func(o *write) bool { return o == w })
+	if revision != 0 && w.number > s.mine.number {
+		s.mine = mine{w.lease, w.key, revision, w.number}
 	}
+}
+
+// published returns the lease that this process has published under key, or is about to.
+func (s *Store) published(key string) (lease.Lease, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, w := range slices.Backward(s.writing) {
+		if w.key == key {
+			return w.lease, true
+		}
+	}
+	return s.mine.lease, s.mine.key == key
 }

@@ -22,16 +22,17 @@ func TestManifestRights(t *testing.T) {
 		server.createNode(t, name, fmt.Sprintf("10.244.%d.0/24", i+1))
 		server.setStatus(t, name, `{"conditions":[{"type":"NetworkUnavailable","status":"True"},{"type":"Ready","status":"True"}]}`)
 	}
-	steal := func(token, node, patch string) int {
-		code, _ := server.try(t, http.MethodPatch, "/api/v1/nodes/"+node+"/status", token, []byte(patch))
-		return code
+	steal := func(token, node, patch string) (int, string) {
+		code, answer := server.try(t, http.MethodPatch, "/api/v1/nodes/"+node+"/status", token, []byte(patch))
+		return code, string(answer)
 	}
 	own, stolen := server.podToken(t, "n1"), server.podToken(t, "n2")
 	if name := kube.NodeOfToken(own); name != "n1" {
 		t.Errorf("the token names node %q", name)
 	}
-	eventually(t, "the policy is in force", func() bool {
-		return steal(stolen, "n1", `{"metadata":{"annotations":{"flannel.alpha.coreos.com/x":"y"}}}`) == http.StatusForbidden
+	eventually(t, "the policy is in force", func() bool { // and the role, without which all is forbidden
+		code, answer := steal(stolen, "n1", `{"metadata":{"annotations":{"flannel.alpha.coreos.com/x":"y"}}}`)
+		return code == http.StatusForbidden && strings.Contains(answer, "may not change node n1")
 	})
 	before := server.node(t, "n1")
 	s, out := newStore(t, server, "n1", func(c *kube.Config) {
@@ -48,6 +49,9 @@ func TestManifestRights(t *testing.T) {
 		return status == "False"
 	})
 	server.annotate(t, "n1", prefix, map[string]*string{"public-ip": new("192.0.2.66")})
+	eventually(t, "the public address is written back", func() bool {
+		return server.node(t, "n1").Metadata.Annotations[prefix+"public-ip"] == "192.0.2.1"
+	})
 	v.see(t, l)
 	if n := out.count("forbidden"); n != 0 {
 		t.Errorf("%d requests were refused", n)
@@ -59,7 +63,7 @@ func TestManifestRights(t *testing.T) {
 		"condition":      `{"status":{"conditions":[{"type":"Ready","status":"False"}]}}`,
 		"addresses":      `{"status":{"addresses":[{"type":"InternalIP","address":"192.0.2.2"}]}}`,
 	} {
-		if code := steal(stolen, "n1", patch); code != http.StatusForbidden {
+		if code, _ := steal(stolen, "n1", patch); code != http.StatusForbidden {
 			t.Errorf("%s: another node's token got %d", name, code)
 		}
 	}

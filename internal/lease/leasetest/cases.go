@@ -234,6 +234,7 @@ func testWriteBack(t *testing.T, b Backing) {
 	changed := l
 	changed.Receive = Self(7, family.V4).Receive
 	b.Put(t, changed, false)
+	watch(t, b.Open(t)).see(t, l) // which begins with what stands now: seen could be at what stood before
 	seen.see(t, l)
 }
 

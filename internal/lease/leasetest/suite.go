@@ -48,7 +48,7 @@ func assigned(b Backing) bool {
 	return ok
 }
 
-const patience = 20 * time.Second
+const patience = time.Minute
 
 // Run runs the suite; open returns an empty store.
 func Run(t *testing.T, open func(t *testing.T) Backing) {
