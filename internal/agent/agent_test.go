@@ -253,12 +253,12 @@ func TestTheSnapshotHoldsWhatCameWithTheEnd(t *testing.T) {
 		stop()
 		over, cancel := context.WithCancel(t.Context())
 		cancel()
-		for i := range byte(20) {
-			r.setLeases([]lease.Lease{peer(100 + i)})
+		for n := byte(200); n < 220; n++ {
+			r.setLeases([]lease.Lease{peer(n)})
 			_ = r.persist(over)
 			s, err := snapshot.Load(r.opts.SnapshotFile)
-			if err != nil || len(s.Peers) != 1 || s.Peers[0].Subnet != peer(100+i).Subnet {
-				t.Fatalf("change %d: peers %v, %v", i, s.Peers, err)
+			if err != nil || len(s.Peers) != 1 || s.Peers[0].Subnet != peer(n).Subnet {
+				t.Fatalf("with %s: peers %v, %v", peer(n).Subnet.V4, s.Peers, err)
 			}
 		}
 	})

@@ -32,6 +32,9 @@ const pollEvery = 10 * time.Millisecond
 const (
 	stopGrace = 10 * time.Second
 	killWait  = 10 * time.Second
+
+	// busyWait is how long to wait for what takes a second or two, on a machine that is busy.
+	busyWait = 30 * time.Second
 )
 
 // Start starts the agent and waits until it says that it is ready.
@@ -98,7 +101,7 @@ func (a *Agent) Ready(ctx context.Context) error {
 
 // Get asks the agent's HTTP server for a path.
 func (a *Agent) Get(ctx context.Context, path string) (code int, body string, err error) {
-	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, busyWait)
 	defer cancel()
 	client := http.Client{Transport: &http.Transport{
 		DisableKeepAlives: true,

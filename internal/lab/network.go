@@ -138,14 +138,11 @@ func (l *Lab) awaitLink(name string, machine process, bridge string) error {
 		l.router.inside(func() error { return errors.Join(awaitOperUp(name), awaitOperUp(bridge)) }))
 }
 
-// kernelWait is how long to wait for what the kernel does within a second or two, on a machine that is busy.
-const kernelWait = 30 * time.Second
-
 // awaitLocal waits until the kernel knows a machine's own addresses as such, which for IPv6 a work queue
 // sees to (net/ipv6/addrconf.c).
 func awaitLocal(addrs ...netip.Addr) error {
 	for _, a := range addrs {
-		for deadline := time.Now().Add(kernelWait); a.IsValid(); time.Sleep(pollEvery) {
+		for deadline := time.Now().Add(busyWait); a.IsValid(); time.Sleep(pollEvery) {
 			routes, err := netlink.RouteGet(a.AsSlice())
 			if err == nil && len(routes) > 0 && routes[0].Type == unix.RTN_LOCAL {
 				break
@@ -160,7 +157,7 @@ func awaitLocal(addrs ...netip.Addr) error {
 
 // awaitOperUp waits until the kernel considers a device operational (RFC 2863).
 func awaitOperUp(dev string) error {
-	for deadline := time.Now().Add(kernelWait); ; time.Sleep(pollEvery) {
+	for deadline := time.Now().Add(busyWait); ; time.Sleep(pollEvery) {
 		link, err := netlink.LinkByName(dev)
 		if err != nil {
 			return fmt.Errorf("device %s: %w", dev, err)

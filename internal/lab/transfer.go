@@ -151,7 +151,7 @@ func (t *Transfer) Retransmits() (int, error) {
 // Stop ends the transfer. An error says that the connection was broken, or that not all data arrived.
 func (t *Transfer) Stop() error {
 	close(t.quit)
-	err := t.to.SetReadDeadline(time.Now().Add(10 * time.Second))
+	err := t.to.SetReadDeadline(time.Now().Add(busyWait))
 	t.work.Wait()
 	err = errors.Join(err, t.from.Close(), t.to.Close(), t.err)
 	if err == nil && t.sent != t.received {
