@@ -290,22 +290,25 @@ func (a *Agent) setConfig(raw []byte) {
 		a.change(func(in *inputs) { in.configErr = err })
 		return
 	}
-	var hostWarnings []string
-	if a.parts.Warnings != nil {
-		hostWarnings = a.parts.Warnings(c, a.inputs().prior)
-	}
-	for _, w := range hostWarnings {
-		a.log.Warn("this host", "warning", w)
-	}
 	a.log.Info("network configuration", "backend", c.Backend.Type(), "networks", networks(c))
 	a.look.Store(true) // for the families that are on
 	a.change(func(in *inputs) {
-		in.config, in.configRaw, in.configErr, in.configSeen, in.warnings = &c, raw, nil, true, hostWarnings
+		in.config, in.configRaw, in.configErr, in.configSeen = &c, raw, nil, true
 		if !fits {
 			in.own, in.offer, in.savedAt = nil, nil, time.Time{} // another lease is needed
 		}
 	})
 	signal(a.request)
+	if a.parts.Warnings == nil {
+		return
+	}
+	found := a.parts.Warnings(c, in.prior) // nothing waits for them, and they read all that the host routes
+	for _, w := range found {
+		a.log.Warn("this host", "warning", w)
+	}
+	if !slices.Equal(found, in.warnings) {
+		a.change(func(in *inputs) { in.warnings = found })
+	}
 }
 
 func networks(c netconf.Config) []netip.Prefix {

@@ -14,6 +14,9 @@ import (
 // saveEvery bounds how often the snapshot is written while leases keep changing.
 const saveEvery = 3 * time.Second
 
+// saveAfter lets what belongs together come together, and a start come to its end first.
+const saveAfter = 300 * time.Millisecond
+
 // saveAgain is when a snapshot that could not be written is tried again although nothing has changed.
 const saveAgain = time.Minute
 
@@ -75,6 +78,15 @@ func (a *Agent) persist(ctx context.Context) error {
 		case <-ctx.Done():
 			a.saveLast(failed)
 			return ctx.Err()
+		}
+		if err := rest(ctx, saveAfter); err != nil {
+			signal(a.save)
+			a.saveLast(failed)
+			return err
+		}
+		select {
+		case <-a.save: // it is about to be written
+		default:
 		}
 		in := a.inputs()
 		if !in.fromStore() {

@@ -20,7 +20,8 @@ type claims struct {
 // those that a node could hold under this configuration, so that a lease of another size does not cost the
 // nodes whose subnets it covers theirs.
 func inOrder(in Input) []lease.Lease {
-	var fit, others []lease.Lease
+	fit := make([]lease.Lease, 0, len(in.Leases))
+	var others []lease.Lease
 	for _, l := range in.Leases {
 		if lease.Fits(in.Config.Network, l.Subnet) {
 			fit = append(fit, l)

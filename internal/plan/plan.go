@@ -135,6 +135,7 @@ func Build(in Input) (Plan, error) {
 		return Plan{}, err
 	}
 	p := Plan{State: state.New(), Open: openKeys(in)}
+	p.State.Routes = make(map[state.RouteKey]state.Route, len(in.Leases))
 	backends, devices, err := open(in, p.Open)
 	if err != nil {
 		return Plan{}, err

@@ -271,3 +271,23 @@ func TestATUNDeviceOfAnotherAgentIsLeftToIt(t *testing.T) {
 		}
 	}
 }
+
+// BenchmarkBuild is what a pass over a large cluster costs before the kernel is asked.
+func BenchmarkBuild(b *testing.B) {
+	const peers = 5000
+	in := input(netconf.VXLAN{VNI: 1}, vxlanNode(1))
+	network := lease.Network{Prefix: prefix("10.0.0.0/8"), SubnetLen: 24, Min: addr("10.0.0.0"), Max: addr("10.255.255.0")}
+	in.Config.Network.V4, in.Self.Network.V4, in.Complete = network, network, true
+	for i := range peers {
+		in.Leases = append(in.Leases, lease.Lease{
+			Subnet:  family.Pair[netip.Prefix]{V4: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(100 + i>>8), byte(i), 0}), 24)},
+			Public:  family.Pair[netip.Addr]{V4: netip.AddrFrom4([4]byte{192, 168, byte(i >> 8), byte(i)})},
+			Receive: []lease.Receiver{{Type: "vxlan", Data: family.Pair[string]{V4: fmt.Sprintf(`{"VNI":1,"VtepMAC":"02:00:00:01:%02x:%02x"}`, i>>8, i&255)}}},
+		})
+	}
+	for b.Loop() {
+		if p, err := Build(in); err != nil || len(p.State.Routes) < peers {
+			b.Fatalf("%d routes, %v", len(p.State.Routes), err)
+		}
+	}
+}

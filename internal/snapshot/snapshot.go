@@ -69,14 +69,13 @@ func Write(path string, s Snapshot) (changed bool, err error) {
 
 // Read returns the snapshot at path as Load does, and fails with ErrForeign if identity is not the
 // writer's.
-func Read(path, identity string) (Snapshot, error) { return readOf(path, identity, decode) }
+func Read(path, identity string) (Snapshot, error) { return read(path, identity, whole) }
 
-// ReadSelf returns the snapshot at path as Read does, but for the peers, which are neither returned nor checked: of a
-// start with thousands of them that would be a fifth.
-func ReadSelf(path, identity string) (Snapshot, error) { return readOf(path, identity, decodeSelf) }
+// ReadSelf returns the snapshot at path as Read does, but for the peers, which are neither returned nor checked.
+func ReadSelf(path, identity string) (Snapshot, error) { return read(path, identity, withoutPeers) }
 
-func readOf(path, identity string, decode func([]byte) (Snapshot, error)) (Snapshot, error) {
-	s, err := load(path, decode)
+func read(path, identity string, part func([]byte) ([]byte, error)) (Snapshot, error) {
+	s, err := load(path, part)
 	if err != nil {
 		return Snapshot{}, err
 	}
@@ -88,14 +87,19 @@ func readOf(path, identity string, decode func([]byte) (Snapshot, error)) (Snaps
 
 // Load returns the snapshot at path, checked, whoever wrote it. It fails with fs.ErrNotExist or with what is
 // wrong; the Snapshot is then zero.
-func Load(path string) (Snapshot, error) { return load(path, decode) }
+func Load(path string) (Snapshot, error) { return load(path, whole) }
 
-func load(path string, decode func([]byte) (Snapshot, error)) (Snapshot, error) {
+func whole(raw []byte) ([]byte, error) { return raw, nil }
+
+func load(path string, part func([]byte) ([]byte, error)) (Snapshot, error) {
 	raw, err := atomicfile.Read(path, maxSize)
 	if err != nil {
 		return Snapshot{}, fmt.Errorf("read snapshot: %w", err)
 	}
-	s, err := decode(raw)
+	var s Snapshot
+	if raw, err = part(raw); err == nil {
+		s, err = decode(raw)
+	}
 	if err != nil {
 		return Snapshot{}, fmt.Errorf("read snapshot %s: %w", path, err)
 	}

@@ -169,7 +169,7 @@ func TestSelfIsReadWithoutThePeers(t *testing.T) {
 		t.Fatal(err)
 	}
 	got, err := ReadSelf(path, want.Identity)
-	want.Peers = nil
+	want.Peers = []lease.Lease{}
 	if diff := cmp.Diff(want, got, compareAddresses...); err != nil || diff != "" {
 		t.Errorf("%v, read (-want +got):\n%s", err, diff)
 	}
