@@ -86,7 +86,9 @@ func (s *Store) warn(ctx context.Context, n *node, reason error) {
 	if err != nil {
 		s.log.Debug("no Event could be made", "err", err)
 		s.mu.Lock()
-		s.mute = isCode(err, http.StatusForbidden, http.StatusUnauthorized)
+		if s.mute = isCode(err, http.StatusForbidden, http.StatusUnauthorized); !s.mute {
+			s.warned = "" // the next attempt at the lease makes it
+		}
 		s.mu.Unlock()
 	}
 }

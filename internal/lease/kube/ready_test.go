@@ -59,3 +59,43 @@ func TestAfterALongOutage(t *testing.T) {
 		})
 	}
 }
+
+// answers is an API server that has these status codes for its next requests, and 201 for all after them.
+type answers struct {
+	t     *testing.T
+	codes []int
+	asked int
+}
+
+func (a *answers) RoundTrip(r *http.Request) (*http.Response, error) {
+	code := http.StatusCreated
+	if a.asked < len(a.codes) {
+		code = a.codes[a.asked]
+	}
+	a.asked++
+	body := envelope(a.t, "Event", marshal(a.t, &corev1.Event{}))
+	return &http.Response{StatusCode: code, Header: http.Header{}, Request: r, Body: io.NopCloser(bytes.NewReader(body))}, nil
+}
+
+// TestEventThatFailed: one that the server could not take is made with the next attempt, one that it forbids never.
+func TestEventThatFailed(t *testing.T) {
+	for name, c := range map[string]struct {
+		codes []int
+		want  int // requests
+	}{
+		"taken":           {nil, 1},
+		"a busy server":   {[]int{503, 500}, 3},
+		"without a right": {[]int{403}, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, server := testStore(t, "http://127.0.0.1:1"), &answers{t: t, codes: c.codes}
+			s.client.Store(&http.Client{Transport: server})
+			for range 5 {
+				s.warn(t.Context(), &node{name: "n1"}, errors.New("no podCIDR"))
+			}
+			if server.asked != c.want {
+				t.Errorf("asked %d times, want %d", server.asked, c.want)
+			}
+		})
+	}
+}
