@@ -22,6 +22,7 @@ const damages = 40
 // should be.
 func (b *bench) repairs(ctx context.Context) error {
 	fmt.Printf("| change, with %d peers | p50 | p99 | worst |\n| --- | --- | --- | --- |\n", b.peers)
+	time.Sleep(time.Second) // after the start, as after any change
 	row := func(name string, do func(i int) (func() bool, error)) error {
 		var ds []time.Duration
 		for i := range damages {
@@ -63,6 +64,9 @@ func (b *bench) repairs(ctx context.Context) error {
 
 // time does one change and waits until it is answered.
 func (b *bench) time(ctx context.Context, i int, do func(int) (func() bool, error)) (time.Duration, error) {
+	if err := b.settle(ctx); err != nil {
+		return 0, err
+	}
 	began := time.Now()
 	done, err := do(i)
 	if err != nil {
@@ -75,8 +79,20 @@ func (b *bench) time(ctx context.Context, i int, do func(int) (func() bool, erro
 		time.Sleep(200 * time.Microsecond)
 	}
 	d := time.Since(began)
-	time.Sleep(150 * time.Millisecond) // let the agent come to rest, so that each change meets it there
+	time.Sleep(d) // the agent rests after a pass for as long as that took, too
 	return d, nil
+}
+
+// settle lets the agent come to rest, so that each change meets it there.
+func (b *bench) settle(ctx context.Context) error {
+	for last := time.Duration(-1); ctx.Err() == nil; time.Sleep(150 * time.Millisecond) {
+		now, err := usageOf(b.node.Agent.PID())
+		if err != nil || now.cpu == last {
+			return err
+		}
+		last = now.cpu
+	}
+	return ctx.Err()
 }
 
 func (b *bench) join(ctx context.Context, c *clientv3.Client, i int) (func() bool, error) {
