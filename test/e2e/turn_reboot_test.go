@@ -25,7 +25,7 @@ func TestTurnWithRebootsHalfWay(t *testing.T) {
 // rebooted makes a change during which C and E are switched off and on; their pods are new ones then.
 func (w *turning) rebooted(to stage, round int) {
 	w.t.Helper()
-	b, c, e := w.Nodes[1], w.Nodes[2], w.Nodes[4] // neither end of a transfer is on the last two
+	b, c, e := w.Nodes[1], w.Nodes[2], w.Nodes[4] // no transfer ends on the last two
 	w.hold(to)
 	for _, n := range []*lab.Node{b, c} {
 		must(w.t, w.release(n))
@@ -67,7 +67,7 @@ func (w *turning) rebooted(to stage, round int) {
 	}
 	w.heard = nil
 	w.settled(to)
-	must(w.t, allReach(w.Lab))
+	w.await(5*time.Second, "all pods reach each other", func() error { return allReach(w.Lab) })
 	w.verdict(fmt.Sprintf("%s while C and E are switched off and on", to.name), func(g lab.Gap) bool {
 		return slices.ContainsFunc([]string{g.From, g.To}, func(pod string) bool { return pod == "pod-C" || pod == "pod-E" })
 	})
