@@ -224,13 +224,19 @@ func TestWithoutItsStoreANodeStartsFromTheSnapshot(t *testing.T) {
 	})
 }
 
+// atRest returns a rig whose agent has started and come to rest, with its store and what stops it.
+func atRest(t *testing.T) (r *rig, mem *leasetest.Memory, stop func()) {
+	mem = leasetest.NewMemory()
+	mem.SetConfig([]byte(vxlanConfig))
+	r = newRig(t, t.TempDir(), mem)
+	stop = r.start(t)
+	settle(10 * time.Second)
+	return r, mem, stop
+}
+
 func TestTheSnapshotHoldsWhatChangedJustBeforeTheEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		mem := leasetest.NewMemory()
-		mem.SetConfig([]byte(vxlanConfig))
-		r := newRig(t, t.TempDir(), mem)
-		stop := r.start(t)
-		settle(10 * time.Second)
+		r, mem, stop := atRest(t)
 		for _, n := range []byte{200, 201} {
 			mem.Put(peer(n))
 			settle(100 * time.Millisecond)
@@ -245,11 +251,7 @@ func TestTheSnapshotHoldsWhatChangedJustBeforeTheEnd(t *testing.T) {
 // A change and the end that come together are both heeded, whichever is seen first.
 func TestTheSnapshotHoldsWhatCameWithTheEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		mem := leasetest.NewMemory()
-		mem.SetConfig([]byte(vxlanConfig))
-		r := newRig(t, t.TempDir(), mem)
-		stop := r.start(t)
-		settle(10 * time.Second)
+		r, _, stop := atRest(t)
 		stop()
 		over, cancel := context.WithCancel(t.Context())
 		cancel()

@@ -508,6 +508,7 @@ func TestWhatComesBetweenRecallAndAcquire(t *testing.T) {
 		l := acquire(t, open(t, config(server.Endpoints()[0]), nil), leasetest.Self(n, family.V4))
 		others[lease.Name(l.Subnet)] = true
 	}
+	last := recall(leasetest.Self(4, family.V4))
 	first := acquire(t, s, self)
 	if others[lease.Name(first.Subnet)] {
 		t.Errorf("%s is another node's", lease.Name(first.Subnet))
@@ -516,19 +517,20 @@ func TestWhatComesBetweenRecallAndAcquire(t *testing.T) {
 	value := string(get(t, client, key).Kvs[0].Value)
 
 	t.Run("everything is taken by now", func(t *testing.T) {
-		if l, err := recall(leasetest.Self(4, family.V4)).Acquire(t.Context(), leasetest.Self(4, family.V4)); !errors.Is(err, lease.ErrFull) {
+		if l, err := last.Acquire(t.Context(), leasetest.Self(4, family.V4)); !errors.Is(err, lease.ErrFull) {
 			t.Errorf("got %+v, %v, want ErrFull", l, err)
 		}
 	})
-	t.Run("the own lease is gone", func(t *testing.T) {
+	freed := func(t *testing.T) {
 		s := recall(self)
 		if _, err := client.Delete(t.Context(), key); err != nil {
 			t.Fatal(err)
 		}
 		if again := acquire(t, s, self); again.Subnet != first.Subnet {
-			t.Errorf("got %v, had %v and nothing else is free", again.Subnet, first.Subnet)
+			t.Errorf("got %v, want %v, which alone is free", again.Subnet, first.Subnet)
 		}
-	})
+	}
+	t.Run("the own lease is gone", freed)
 	t.Run("the own lease is another node's", func(t *testing.T) {
 		s := recall(self)
 		theirs := strings.Replace(value, "192.0.2.1", "192.0.2.9", 1)
@@ -540,15 +542,7 @@ func TestWhatComesBetweenRecallAndAcquire(t *testing.T) {
 			t.Errorf("their lease was written over: %s", now)
 		}
 	})
-	t.Run("something is free by now", func(t *testing.T) {
-		s := recall(self)
-		if _, err := client.Delete(t.Context(), key); err != nil {
-			t.Fatal(err)
-		}
-		if again := acquire(t, s, self); again.Subnet != first.Subnet {
-			t.Errorf("got %v, want what has become free, %v", again.Subnet, first.Subnet)
-		}
-	})
+	t.Run("something is free by now", freed)
 	t.Run("another address", func(t *testing.T) {
 		s := recall(self)
 		moved := self
